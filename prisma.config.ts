@@ -1,0 +1,9 @@
+// Where Prisma's command line finds the schema and the migrations.
+
+import { defineConfig } from 'prisma/config';
+
+export default defineConfig({
+  schema: 'prisma/schema.prisma',
+  migrations: { path: 'prisma/migrations' },
+  datasource: { url: process.env.DATABASE_URL ?? 'file:./data/emulator.db' },
+});

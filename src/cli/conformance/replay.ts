@@ -1,0 +1,130 @@
+// Replays one trace on a machine and records the machine's own answers. Nothing that the recorded kernel answered is in reach.
+
+import { translate } from './commands.ts';
+import { hostOptions, Inexpressible, layoutOf } from './layout.ts';
+import { type Backend, isParked, type Machine, type Reply, type Returned, type Splat } from './machine.ts';
+import type { Answer, AnswerEvent, InputOp, Trace } from './trace.ts';
+
+/** What the kernel functions that raise a splat are called in a trace. */
+const LABELS: Readonly<Record<Splat['kind'], Readonly<Record<string, string>>>> = {
+  WARN: {
+    vfio_remove_dma: 'mapping-removed-with-pins',
+    vfio_iommu_type1_detach_group: 'listeners-left-at-detach',
+    notifier_chain_register: 'listener-registered-twice',
+    __account_locked_vm: 'locked-vm-underflow',
+  },
+  BUG: { vfio_dma_do_unmap: 'unmap-retries-exhausted' },
+  DEADLOCK: {},
+};
+
+/** NOTIFY_DONE: what is answered to a notification that the recording does not have. */
+const NOTIFY_DONE = 0;
+
+/** The machine's answer to one operation of a trace; null: it cannot be expressed, and was left out. */
+export type OwnAnswer = Answer | null;
+
+export interface Replay {
+  /** One for each operation; fewer when the replay had to stop. */
+  answers: OwnAnswer[];
+  /** Operations left out although the recording has them, as reason and number. */
+  leftOut: Map<string, number>;
+  /** Why the replay could not go on. */
+  stopped: string | null;
+}
+
+export async function replay(backend: Backend, trace: Trace): Promise<Replay> {
+  const result: Replay = { answers: [], leftOut: new Map(), stopped: null };
+  let machine: Machine | null = null;
+  try {
+    machine = await backend.begin(hostOptions(trace.era, trace.memory_model), trace.memory_model);
+    await layOut(machine, trace);
+    const player = new Player(machine, trace, result.leftOut);
+    for (const op of trace.ops) {
+      const answer = await player.perform(op, null);
+      if (answer !== null) answer.state = await machine.state();
+      result.answers.push(answer);
+      if (answer?.ret === null) break;
+    }
+  } catch (error) {
+    if (!(error instanceof Inexpressible)) throw error;
+    result.stopped = error.message;
+  } finally {
+    await machine?.end();
+  }
+  return result;
+}
+
+async function layOut(machine: Machine, trace: Trace): Promise<void> {
+  for (const command of layoutOf(trace.memory_model)) {
+    const reply = await machine.call(command, null);
+    if (isParked(reply) || reply.errno !== null)
+      throw new Error(`seed ${trace.seed}: the layout's ${command.op} was refused: ${JSON.stringify({ command, reply }, hexed)}`);
+  }
+  const splats = await machine.splats();
+  if (splats.length > 0) throw new Error(`seed ${trace.seed}: the layout raised ${JSON.stringify(splats)}`);
+}
+
+const hexed = (_key: string, value: unknown): unknown => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
+
+class Player {
+  constructor(
+    private readonly machine: Machine,
+    private readonly trace: Trace,
+    private readonly leftOut: Map<string, number>,
+  ) {}
+
+  /** Performs one operation to its end, those made inside its notifications included. */
+  async perform(input: InputOp, inside: string | null): Promise<OwnAnswer> {
+    let steps: ReturnType<typeof translate>;
+    try {
+      steps = translate(input, this.trace.memory_model);
+    } catch (error) {
+      if (!(error instanceof Inexpressible) || !error.harmless) throw error;
+      this.leftOut.set(error.message, (this.leftOut.get(error.message) ?? 0) + 1);
+      return null;
+    }
+    const events: AnswerEvent[] = [];
+    let returned: Returned = { ret: 0, errno: null, out: {} };
+    if (!Array.isArray(steps)) returned = await this.machine.ask(steps);
+    else
+      for (const command of steps) {
+        returned = await this.finish(await this.machine.call(command, inside), input, events);
+        if (returned.errno !== null) break;
+      }
+    await this.takeSplats(events);
+    const died = events.some(({ type }) => type === 'BUG' || type === 'DEADLOCK');
+    if (died) return { ret: null, out: {}, events };
+    const size = input.op === 'unmap_dma' && returned.out.size === undefined ? { size: input.args.size } : {};
+    return { ret: returned.ret, out: { ...returned.out, ...size }, events };
+  }
+
+  /** Answers the notifications of a call until it comes back. */
+  private async finish(first: Reply, input: InputOp, events: AnswerEvent[]): Promise<Returned> {
+    let reply = first;
+    for (let k = 0; isParked(reply); k++) {
+      await this.takeSplats(events);
+      const { id, device, listener, iova, size } = reply.notification;
+      const own = { listener, iova, size };
+      const script = input.scripts.exchange(k, own);
+      const calls: { op: InputOp['op']; answer: OwnAnswer }[] = [];
+      events.push({ type: 'notify', ...own, calls });
+      for (const call of script?.calls ?? []) {
+        const answer = await this.perform(call, id);
+        calls.push({ op: call.op, answer });
+        if (answer?.ret === null) return { ret: 0, errno: null, out: {} };
+      }
+      const ret = script?.returns ?? NOTIFY_DONE;
+      await this.machine.call(
+        { op: 'ack_notification', device, notification: id, ret, reason: 'ack', detail: null },
+        null,
+      );
+      reply = await this.machine.resume(reply.operation);
+    }
+    return reply;
+  }
+
+  private async takeSplats(events: AnswerEvent[]): Promise<void> {
+    for (const { kind, where } of await this.machine.splats())
+      events.push({ type: kind, what: LABELS[kind][where] ?? where });
+  }
+}

@@ -1,0 +1,131 @@
+// Reads recorded traces (.jsonl or .jsonl.gz), checks them field by field, and parts the input from what was recorded.
+
+import { readFileSync } from 'node:fs';
+import { gunzipSync } from 'node:zlib';
+import type { TSchema } from 'typebox';
+import { Compile, type Validator } from 'typebox/compile';
+import type { Answer, AnswerEvent, InputOp, Output, OwnNotification, RecordedTrace, Script, ScriptSource } from './trace.ts';
+import { ARGS, Expect, type MemoryModel, Operation, type Args, Trace as TraceSchema, type TraceOp } from './trace-format.ts';
+
+/** A trace file that cannot be read: says which file and line. */
+export class TraceError extends Error {
+  constructor(
+    readonly file: string,
+    readonly line: number | null,
+    problem: string,
+  ) {
+    super(line === null ? `${file}: ${problem}` : `${file}:${line}: ${problem}`);
+    this.name = 'TraceError';
+  }
+}
+
+class Malformed extends Error {}
+
+const checkTrace = Compile(TraceSchema);
+const checkOperation = Compile(Operation);
+const checkExpect = Compile(Expect);
+const checkArgs = Object.fromEntries(Object.entries(ARGS).map(([op, schema]) => [op, Compile(schema)])) as {
+  [O in TraceOp]: Validator<Record<never, never>, TSchema>;
+};
+
+/** The traces of a file in order, one line at a time. Throws TraceError at the first line that is not a trace. */
+export function* readTraces(file: string): Iterable<RecordedTrace> {
+  let text: string;
+  try {
+    const bytes = readFileSync(file);
+    text = (file.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('utf8');
+  } catch (error) {
+    throw new TraceError(file, null, (error as Error).message);
+  }
+  const lines = text.split('\n');
+  if (lines.at(-1) === '') lines.pop();
+  if (lines.length === 0) throw new TraceError(file, null, 'no trace in it');
+  for (const [i, line] of lines.entries()) {
+    try {
+      yield parseTrace(file, i + 1, line);
+    } catch (error) {
+      if (error instanceof Malformed) throw new TraceError(file, i + 1, error.message);
+      throw error;
+    }
+  }
+}
+
+function parseTrace(file: string, line: number, text: string): RecordedTrace {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw new Malformed(`not JSON: ${(error as Error).message}`);
+  }
+  requireSchema(checkTrace, json, 'trace');
+  const { ops, era, seed, features, memory_model } = json as {
+    ops: unknown[];
+    era: string;
+    seed: number;
+    features: string[];
+    memory_model: MemoryModel;
+  };
+  requireNames(memory_model);
+  const parted = ops.map((op, i) => partOp(op, `ops[${i}]`));
+  return {
+    trace: { file, line, era, seed, features, memory_model, ops: parted.map(({ input }) => input) },
+    recorded: { answers: parted.map(({ answer }) => answer) },
+  };
+}
+
+/** Parts one operation, and those made inside its notifications, into input and recorded answer. */
+function partOp(json: unknown, where: string): { input: InputOp; answer: Answer } {
+  requireSchema(checkOperation, json, where);
+  const { op, args, expect } = json as { op: TraceOp; args: Args<TraceOp>; expect: Expect };
+  if (!Object.hasOwn(ARGS, op)) throw new Malformed(`${where}/op: no operation '${op}'`);
+  requireSchema(checkArgs[op], args, `${where}/args`);
+  if ('iovas' in args && 'iova_range' in args) throw new Malformed(`${where}/args: both iovas and iova_range`);
+  requireSchema(checkExpect, expect, `${where}/expect`);
+  const scripts: Script[] = [];
+  const events: AnswerEvent[] = [];
+  for (const [k, event] of expect.events.entries()) {
+    if (event.type === 'notify') {
+      const calls = event.calls.map((call, j) => partOp(call, `${where}/expect/events[${k}]/calls[${j}]`));
+      const { listener, iova, size, returns } = event;
+      scripts.push({ calls: calls.map(({ input }) => input), returns });
+      const answers = calls.map(({ input, answer }) => ({ op: input.op, answer }));
+      events.push({ type: 'notify', listener, iova, size, calls: answers });
+    } else if (event.type === 'wait') events.push({ type: 'wait' });
+    else if (event.type === 'DEADLOCK') events.push({ type: 'DEADLOCK', what: event.lock });
+    else events.push({ type: event.type, what: event.what });
+  }
+  const input = { op, args, scripts: sealScripts(scripts) } as InputOp;
+  return { input, answer: { ret: expect.ret, out: outputOf(expect), events, state: expect.state } };
+}
+
+function outputOf(expect: Expect): Output {
+  const { ret: _ret, err: _err, events: _events, state: _state, pages, ...rest } = expect;
+  if (pages === undefined) return rest;
+  // An untouched slot and a zeroed one look the same to a caller whose array starts as zeros.
+  return { ...rest, pages: pages.map((page) => page ?? 0) };
+}
+
+const sealScripts = (scripts: Script[]): ScriptSource => ({
+  exchange: (k: number, _own: OwnNotification) => scripts[k] ?? null,
+});
+
+function requireSchema(validator: Validator<Record<never, never>, TSchema>, value: unknown, where: string): void {
+  if (validator.Check(value)) return;
+  const error = validator.Errors(value)[0];
+  throw new Malformed(`${where}${error?.instancePath ?? ''}: ${error?.message ?? 'does not have the form of a trace'}`);
+}
+
+/** Refuses a memory model that names what it does not have. */
+function requireNames(model: MemoryModel): void {
+  for (const [device, { group }] of Object.entries(model.devices))
+    if (group !== null && !Object.hasOwn(model.groups, group))
+      throw new Malformed(`memory_model/devices/${device}: no group '${group}'`);
+  for (const [name, { vmas }] of Object.entries(model.processes))
+    for (const [i, { npages, pages, ptes }] of vmas.entries()) {
+      const listed = pages.reduce((sum, [, count]) => sum + count, 0);
+      const where = `memory_model/processes/${name}/vmas[${i}]`;
+      if (listed !== npages) throw new Malformed(`${where}: npages is ${npages}, but ${listed} pages are listed`);
+      if (ptes !== undefined && ptes.length !== npages)
+        throw new Malformed(`${where}: npages is ${npages}, but ${ptes.length} ptes are listed`);
+    }
+}

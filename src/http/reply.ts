@@ -1,0 +1,91 @@
+// From what the service answers to what the client gets: one function for each kind of reply.
+
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { Command } from '../kernel/command.ts';
+import type { Host } from '../kernel/host.ts';
+import type { Fields, Outcome, Refusal, Value } from '../kernel/outcome.ts';
+import { viewOperation } from '../kernel/view/host.ts';
+import type { Answer } from '../service/answer.ts';
+import { contextOf } from './context.ts';
+import { encodeCursor, type Json, type JsonFields, type Key, printed, printedFields } from './parse.ts';
+import { type ProblemBody, problemOfCause, problemOfErrno } from './problems.ts';
+
+const hostOf = (request: FastifyRequest): string => (request.params as { host: string }).host;
+
+/** Executes a command on the path's host and replies with its outcome, or with 202 where it waits and the client does not. */
+export async function submit(request: FastifyRequest, reply: FastifyReply, command: Command): Promise<unknown> {
+  const host = hostOf(request);
+  const answer = await request.server.service.submit(host, command, contextOf(request));
+  const { outcome, seq } = answer;
+  request.logged = { host, op: command.op, seq, ret: outcome.ret, errno: outcome.refusal?.errno };
+  if (answer.replayed) reply.header('idempotent-replayed', 'true');
+  if (answer.operation !== null) return accepted(request, reply, host, answer.operation);
+  if (outcome.refusal !== undefined) {
+    const profile = await profileOf(request, host);
+    return sendProblem(reply, refused(outcome.refusal, command.op, answer.request_id, { profile, seq }));
+  }
+  reply.code(outcome.created === true ? 201 : 200);
+  return done(outcome, seq);
+}
+
+const done = ({ ret, fields }: Outcome, seq: number): JsonFields => ({ ret, ...printedFields(fields), seq });
+
+async function accepted(request: FastifyRequest, reply: FastifyReply, host: string, id: string): Promise<unknown> {
+  reply.code(202).header('location', `/v1/hosts/${host}/operations/${id}`).header('preference-applied', 'respond-async');
+  const { value } = await request.server.service.read(host, (state) => viewOperation(state, id));
+  return operationBody(value, await profileOf(request, host));
+}
+
+const profileOf = async (request: FastifyRequest, host: string): Promise<string> =>
+  (await request.server.service.read(host, (state) => state.profile.name)).value;
+
+/** A refusal of the emulated kernel as a problem. What the kernel fills in although it refuses stands beside it. */
+export function refused(refusal: Refusal, op: string, instance: string, about: Record<string, unknown>): ProblemBody {
+  const { errno, detail, hint, at_index, left } = refusal;
+  const extensions = {
+    op,
+    ...about,
+    ...(at_index === undefined ? {} : { at_index }),
+    ...(hint === undefined ? {} : { hint }),
+    ...(left === undefined ? {} : printedFields(left)),
+  };
+  return errno === 'NOT_FOUND'
+    ? problemOfCause('not-found', detail, instance, extensions)
+    : problemOfErrno(errno, detail, instance, extensions);
+}
+
+export function sendProblem(reply: FastifyReply, problem: ProblemBody): FastifyReply {
+  return reply.code(problem.status).type('application/problem+json').send(problem);
+}
+
+/** Runs a view over the path's host. */
+export async function show(request: FastifyRequest, view: (host: Host) => Value): Promise<Json> {
+  const host = hostOf(request);
+  const { seq, value } = await request.server.service.read(host, view);
+  request.logged = { host, seq };
+  return printed(value);
+}
+
+/** Runs a view that returns one page of a list. */
+export async function showPage(
+  request: FastifyRequest,
+  view: (host: Host) => { items: Fields[]; next: Key | null },
+): Promise<{ items: Json; next_cursor: string | null }> {
+  const host = hostOf(request);
+  const { seq, value } = await request.server.service.read(host, view);
+  request.logged = { host, seq };
+  return { items: printed(value.items), next_cursor: value.next === null ? null : encodeCursor(value.next) };
+}
+
+/** Entries of a log, and whether older ones of the span have been dropped. */
+export function logBody({ items, truncated }: { items: Fields[]; truncated: boolean }): { items: Json; truncated?: true } {
+  return { items: printed(items), ...(truncated ? { truncated: true } : {}) };
+}
+
+
+/** Aborted when the client hangs up or the server stops: what waits only for this reply may end. */
+export function endOf(request: FastifyRequest, reply: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  reply.raw.once('close', () => gone.abort());
+  return AbortSignal.any([gone.signal, request.server.stopping]);
+}

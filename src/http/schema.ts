@@ -1,0 +1,105 @@
+// The vocabulary of the wire: ids, byte addresses, counts, flags, pages of lists. Every message is built from these.
+
+import Type, { type TObject, type TProperties, type TSchema } from 'typebox';
+import {
+  DEFAULT_PAGE,
+  MAX_ADDRESS_DIGITS,
+  MAX_ARRAY,
+  MAX_CURSOR,
+  MAX_PAGE,
+} from './limits.ts';
+
+export const ID_PATTERN = '^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$';
+export const MAX_PFN = 2 ** 52 - 1;
+export const INT_MAX = 2 ** 31 - 1;
+export const INT_MIN = -(2 ** 31);
+export const UINT_MAX = 2 ** 32 - 1;
+
+/** An object without further fields: an unknown field is refused, or is a defect of ours in a reply. */
+export const closed = <P extends TProperties>(properties: P, options: Record<string, unknown> = {}): TObject<P> =>
+  Type.Object(properties, { additionalProperties: false, ...options });
+
+export const Id = (description: string, example: string) =>
+  Type.String({ pattern: ID_PATTERN, description, examples: [example] });
+
+/** A byte address or size in a request: hex in either case, or decimal; 0 .. 2^64 - 1. */
+export const U64 = (description: string) =>
+  Type.String({ pattern: '^(0[xX][0-9a-fA-F]+|[0-9]+)$', maxLength: MAX_ADDRESS_DIGITS, format: 'u64', description });
+
+/** A byte address or size in a reply. */
+export const U64Out = (description: string) =>
+  Type.String({ pattern: '^0x(0|[1-9a-f][0-9a-f]{0,15})$', description });
+
+export const Int = (description: string, minimum = Number.MIN_SAFE_INTEGER, maximum = Number.MAX_SAFE_INTEGER) =>
+  Type.Integer({ minimum, maximum, description });
+
+/** An int of the kernel's interface. */
+export const CInt = (description: string) => Int(description, INT_MIN, INT_MAX);
+export const Count = (description: string) => Int(description, 0);
+export const PageFrame = (description: string) => Int(description, 0, MAX_PFN);
+export const PageFrames = (description: string) =>
+  Type.Array(Type.Integer({ minimum: 0, maximum: MAX_PFN }), { maxItems: MAX_ARRAY, description });
+
+export const Names = <const N extends string>(names: readonly N[], description: string) =>
+  Type.Unsafe<N>({ type: 'string', enum: [...names], description });
+
+/** Flag names, or the kernel's bit mask as an integer, so that undefined bits can be sent. */
+export const Flags = <const N extends string>(names: readonly N[], description: string) =>
+  Type.Union(
+    [
+      Type.Array(Type.Unsafe<N>({ type: 'string', enum: [...names] }), { maxItems: 64 }),
+      Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER }),
+    ],
+    { description },
+  );
+
+export const Nullable = <S extends TSchema>(schema: S, description: string) =>
+  Type.Union([schema, Type.Null()], { description });
+
+/** Query of a paged list. */
+export const PageQuery = {
+  limit: Type.Optional(Type.Integer({ minimum: 1, maximum: MAX_PAGE, default: DEFAULT_PAGE, description: 'Items at most' })),
+  cursor: Type.Optional(
+    Type.String({ minLength: 1, maxLength: MAX_CURSOR, description: 'next_cursor of the page before' }),
+  ),
+};
+
+/** Query of a log: entries are numbered, `since` is exclusive. */
+export const SinceQuery = {
+  since: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Only entries with a larger n' })),
+  limit: PageQuery.limit,
+};
+
+export const PageOf = <S extends TSchema>(item: S) =>
+  closed({
+    items: Type.Array(item),
+    next_cursor: Nullable(Type.String(), 'Cursor of the next page; null at the end of the list'),
+  });
+
+export const LogOf = <S extends TSchema>(item: S) =>
+  closed({
+    items: Type.Array(item),
+    truncated: Type.Optional(Type.Literal(true, { description: 'Older entries in the span have been dropped' })),
+  });
+
+/** Reply of a command: the kernel's return value, what it filled in, and the command's position in the journal. */
+export const ReplyOf = <P extends TProperties>(fields: P, options: Record<string, unknown> = {}) =>
+  closed(
+    {
+      ret: Int('Return value of the emulated kernel'),
+      ...fields,
+      seq: Count("Position of the command in the host's journal"),
+      warnings: Type.Optional(Type.Array(Type.String(), { description: 'What the kernel would only have warned about' })),
+    },
+    options,
+  );
+
+/** Path parameters; each names an object of the default host in its example. */
+export const Path = {
+  host: Id('Host: one emulated Linux machine', 'default'),
+  task: Id('Task', 'qemu'),
+  container: Id('VFIO container', 'vfio0'),
+  group: Id('VFIO group', '26'),
+  device: Id('Mediated device', 'mdev0'),
+  notifier: Id('Notifier', 'n0'),
+};

@@ -1,0 +1,117 @@
+// The commands that a host executes: everything that changes it, as plain data. A journal row is one of these.
+// Byte addresses and byte sizes are bigint (0 .. 2^64 - 1, checked at the edge); counts and page frame numbers are numbers.
+
+/** What a host is made from. Every field is set; defaults are applied where a host is created. */
+export interface HostOptions {
+  profile: string;
+  template: 'empty' | 'default';
+  dma_entry_limit: number;
+  notifier_timeout_ms: number;
+  total_pages: number;
+  fixes: string[];
+  ttl_s: number | null;
+}
+
+/** One state of a page-table entry of a VM_PFNMAP mapping before its first use. */
+export type PfnmapPte = 'rw' | 'r' | 'lazy' | 'lazy-retry' | 'sigbus';
+
+/** Runs of [first pfn, count] in address order. */
+export type PfnRuns = [number, number][];
+
+export type Backing =
+  | { kind: 'anon' }
+  | { kind: 'file'; file: string; pgoff: number; shared: boolean }
+  | { kind: 'pfnmap'; pfn?: number; pfns?: PfnRuns; struct_page: boolean; reserved: boolean; ptes?: PfnmapPte[] }
+  | { kind: 'pages'; pfns: PfnRuns };
+
+export type PageKind = 'normal' | 'reserved' | 'zero' | 'device';
+
+export type BuiltinBehavior =
+  | 'unpin_all'
+  | 'unpin_one_reference'
+  | 'ignore'
+  | 'unpin_on_nth'
+  | 'stop'
+  | 'repin'
+  | 'slow';
+
+export type Delivery =
+  | { kind: 'poll' }
+  | { kind: 'webhook'; url: string; secret: string }
+  | { kind: 'builtin'; behavior: BuiltinBehavior; n: number; delay_ms: number };
+
+export interface NotifierSpec {
+  id?: string;
+  /** The events word as the caller initialises it. */
+  events: number;
+  /** 0 VFIO_IOMMU_NOTIFY, 1 VFIO_GROUP_NOTIFY, or any other integer. */
+  type: number;
+  priority: number;
+  delivery: Delivery;
+}
+
+/** Bits of READ and WRITE in prot, READ, WRITE and VADDR in map flags. */
+export const READ = 1;
+export const WRITE = 2;
+export const MAP_VADDR = 4;
+export const UNMAP_GET_DIRTY_BITMAP = 1;
+export const UNMAP_ALL = 2;
+export const UNMAP_VADDR = 4;
+
+export type Command =
+  | { op: 'patch_host'; dma_entry_limit?: number; notifier_timeout_ms?: number; ttl_s?: number | null }
+  // tasks and memory
+  | { op: 'put_task'; task: string; rlimit_memlock: bigint | 'unlimited'; cap_ipc_lock: boolean; thread_of: string | null }
+  | { op: 'patch_task'; task: string; rlimit_memlock?: bigint | 'unlimited'; cap_ipc_lock?: boolean }
+  | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
+  | { op: 'munmap'; task: string; addr: bigint; length: bigint }
+  | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number }
+  | { op: 'exit'; task: string }
+  | { op: 'adjust_locked_vm'; task: string; delta: number }
+  | { op: 'put_page'; pfn: number; kind: PageKind }
+  // containers, groups, devices
+  | { op: 'put_container'; container: string }
+  | { op: 'close_container'; container: string }
+  | { op: 'put_group'; group: string; kind: 'mdev' }
+  | { op: 'open_group'; group: string }
+  | { op: 'close_group'; group: string }
+  | { op: 'set_container'; group: string; container: string; task: string | null }
+  | { op: 'unset_container'; group: string }
+  | { op: 'set_iommu'; container: string; type: number; task: string | null }
+  | { op: 'put_device'; device: string; group: string | null }
+  | { op: 'put_device_in_container'; device: string; container: string; notifier: NotifierSpec | null }
+  | { op: 'open_device'; device: string }
+  | { op: 'close_device'; device: string }
+  // DMA mappings
+  | { op: 'map_dma'; container: string; task: string; iova: bigint; vaddr: bigint; size: bigint; flags: number; argsz: number }
+  | {
+      op: 'unmap_dma';
+      container: string;
+      /** The calling task; null: the task of the lowest overlapping mapping, a foreign mm where there is none or it is dead. */
+      task: string | null;
+      iova: bigint;
+      size: bigint;
+      flags: number;
+      argsz: number | null;
+      bitmap: { pgsize: bigint; size: bigint } | null;
+    }
+  // pin and unpin; `contiguous` is set in the form that starts at an iova, where user_pfn is empty
+  | { op: 'pin_pages'; device: string; user_pfn: number[]; npage: number; prot: number; contiguous?: { iova: bigint } }
+  | { op: 'unpin_pages'; device: string; user_pfn: number[]; npage: number; contiguous?: { iova: bigint } }
+  // notifiers
+  | { op: 'register_notifier'; device: string; notifier: NotifierSpec }
+  | { op: 'unregister_notifier'; device: string; notifier: string; type: number | null }
+  | { op: 'ack_notification'; device: string; notification: string; ret: number; reason: 'ack' | 'webhook_failed' | 'slow_builtin'; detail: string | null }
+  | { op: 'notification_timeout'; notification: string };
+
+export type Op = Command['op'];
+
+/** A command as it arrives: with the time and the names that the outside gave it. */
+export interface Call {
+  /** Milliseconds since the epoch, from the service's clock. */
+  at: number;
+  request_id: string;
+  /** The notification inside whose handler the call is made (X-Notification); null: another thread. */
+  notification: string | null;
+  command: Command;
+}

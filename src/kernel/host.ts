@@ -1,0 +1,144 @@
+// One emulated Linux machine: all of its state, as data. Nothing outside this object influences what a command does.
+
+import { type Call, type HostOptions } from './command.ts';
+import { Log } from './lib/log.ts';
+import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
+import { Mm } from './mm/mm.ts';
+import type { Operation } from './operation.ts';
+import { PROFILES, type Profile, type ProfileName } from './profile.ts';
+import { Vfio } from './vfio/vfio.ts';
+
+export interface DmesgEntry {
+  /** Own counter of the kernel log, from 1. */
+  n: number;
+  /** Position in the journal of the command that logged it. */
+  seq: number;
+  /** Milliseconds since the epoch. */
+  at: number;
+  level: 'emerg' | 'err' | 'warning' | 'notice' | 'info';
+  text: string;
+  kind: 'WARN' | 'BUG' | 'DEADLOCK' | null;
+  /** Name of the kernel function that raised it. */
+  where: string | null;
+  request_id: string;
+}
+
+export interface TraceEntry {
+  /** Own counter of the trace, from 1. */
+  n: number;
+  seq: number;
+  at: number;
+  request_id: string;
+  /** What happened: 'operation', 'phase', 'notify', 'notify_return', 'lock'. */
+  event: string;
+  /** The operation or command it belongs to. */
+  op: string;
+  [field: string]: string | number | boolean | bigint | null;
+}
+
+export interface Bug {
+  text: string;
+  where: string;
+  seq: number;
+  at: number;
+}
+
+export class Host {
+  /** Position in the journal of the command that is being executed, or was executed last. */
+  seq = 0;
+  readonly profile: Profile;
+  /** Its settings as they are now: patch_host changes them. */
+  readonly options: HostOptions;
+  readonly operations = new Map<string, Operation>();
+  dmesg = new Log<DmesgEntry>(KEPT_DMESG);
+  trace = new Log<TraceEntry>(KEPT_TRACE);
+  /** The BUG of mm that killed the whole host. */
+  dead: Bug | null = null;
+
+  /** The call that is being executed. */
+  call: Call;
+  /** Operations finished and notifications emitted by the call that is being executed. */
+  finished: string[] = [];
+  emitted: string[] = [];
+
+  constructor(
+    readonly id: string,
+    options: HostOptions,
+    readonly created_at: number,
+    readonly mm = new Mm(options.total_pages),
+    readonly vfio = new Vfio(),
+  ) {
+    this.options = { ...options };
+    this.profile = PROFILES[options.profile as ProfileName];
+    this.call = {
+      at: created_at,
+      request_id: 'boot',
+      notification: null,
+      command: { op: 'patch_host' },
+    };
+  }
+
+  /** Starts the next command of the journal: everything that changes from here on belongs to it. */
+  begin(call: Call): void {
+    this.seq++;
+    this.call = call;
+    this.finished = [];
+    this.emitted = [];
+    this.vfio.setVersion(this.seq);
+  }
+}
+
+/** Adds a line to the kernel log. */
+export function printk(host: Host, level: DmesgEntry['level'], text: string): void {
+  appendDmesg(host, level, text, null, null);
+}
+
+function appendDmesg(
+  host: Host,
+  level: DmesgEntry['level'],
+  text: string,
+  kind: DmesgEntry['kind'],
+  where: string | null,
+): void {
+  const { at, request_id } = host.call;
+  host.dmesg.append({ n: 0, seq: host.seq, at, level, text, kind, where, request_id }, host.seq);
+}
+
+/**
+ * Adds a splat in the kernel's form: one entry of several lines, with the function that raised it, the path of calls that
+ * led there (innermost first) and the request that caused it.
+ */
+export function splat(
+  host: Host,
+  kind: 'WARN' | 'BUG' | 'DEADLOCK',
+  where: string,
+  what: string,
+  path: readonly string[],
+): void {
+  const head = {
+    WARN: `WARNING: at ${where}: ${what}`,
+    BUG: `kernel BUG at ${where}: ${what}`,
+    DEADLOCK: `WARNING: possible recursive locking or circular wait at ${where}: ${what}`,
+  }[kind];
+  const lines = [
+    '------------[ cut here ]------------',
+    head,
+    `CPU: 0 Comm: ${host.call.command.op} Not tainted ${host.profile.release} #1 vfio-mdev-emulator`,
+    'Call Trace:',
+    ...[where, ...path].map((frame) => ` ${frame}`),
+    `Request: ${host.call.request_id} seq ${host.seq}`,
+    '---[ end trace ]---',
+  ];
+  appendDmesg(host, kind === 'BUG' ? 'emerg' : 'warning', lines.join('\n'), kind, where);
+}
+
+/** Adds an entry to the trace of operations, phases, notifier calls and lock events. */
+export function trace(
+  host: Host,
+  event: string,
+  op: string,
+  fields: Record<string, string | number | boolean | bigint | null> = {},
+): void {
+  const { at, request_id } = host.call;
+  host.trace.append({ n: 0, seq: host.seq, at, request_id, event, op, ...fields }, host.seq);
+}

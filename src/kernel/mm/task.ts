@@ -1,0 +1,187 @@
+// Models struct task_struct and signal_struct, as far as memory needs them: threads, their shared limit, their capability.
+
+import type { Command } from '../command.ts';
+import { Errno, NoSuchObject } from '../errno.ts';
+import type { Host } from '../host.ts';
+import { hex } from '../lib/u64.ts';
+import { MAX_TASKS } from '../limits.ts';
+import type { Done, Fields } from '../outcome.ts';
+import { type MmId, MmStruct } from './mm.ts';
+import { exitMmap } from './zap.ts';
+
+/** RLIM_INFINITY: an unlimited rlimit, as a number of bytes. */
+export const RLIM_INFINITY = 2n ** 64n - 1n;
+
+/** The body that a task was made with: what a repeated PUT is compared with. */
+interface TaskBody {
+  rlimit_memlock: bigint | 'unlimited';
+  cap_ipc_lock: boolean;
+  thread_of: string | null;
+}
+
+export interface Task {
+  id: string;
+  pid: number;
+  /** Id of the thread-group leader; its own for a leader. */
+  leader: string;
+  /** null once it has exited. */
+  mm: MmId | null;
+  cap_ipc_lock: boolean;
+  body: TaskBody;
+}
+
+/** What the threads of a process share (signal_struct). */
+export interface ThreadGroup {
+  rlimit_memlock: bigint | 'unlimited';
+  /** Ids of the threads that have not exited. */
+  threads: string[];
+}
+
+export function getTask(host: Host, id: string): Task {
+  const task = host.mm.tasks.get(id);
+  if (task === undefined) throw new NoSuchObject('task', id);
+  return task;
+}
+
+export function threadGroupOf(host: Host, task: Task): ThreadGroup {
+  const group = host.mm.thread_groups.get(task.leader);
+  if (group === undefined) throw new Error(`thread group of '${task.id}' is missing`);
+  return group;
+}
+
+/** The address space of a task; null once it has exited. */
+export function mmOf(host: Host, id: string): MmStruct | null {
+  const { mm } = getTask(host, id);
+  return mm === null ? null : getMm(host, mm);
+}
+
+function getMm(host: Host, id: MmId): MmStruct {
+  const mm = host.mm.mms.get(id);
+  if (mm === undefined) throw new Error(`mm '${id}' is missing`);
+  return mm;
+}
+
+/** The address space that a call works on. ESRCH: the task has exited. */
+export function requireMm(host: Host, id: string): MmStruct {
+  const mm = mmOf(host, id);
+  if (mm === null) throw new Errno('ESRCH', `task '${id}' has exited`);
+  return mm;
+}
+
+/** RLIMIT_MEMLOCK of a task in whole pages; Infinity where it is unlimited. */
+export function taskRlimitPages(host: Host, id: string): number {
+  const { rlimit_memlock } = threadGroupOf(host, getTask(host, id));
+  if (rlimit_memlock === 'unlimited' || rlimit_memlock === RLIM_INFINITY) return Number.POSITIVE_INFINITY;
+  return Number(rlimit_memlock >> 12n);
+}
+
+/** What a client sees of a task. */
+export function taskFields(host: Host, task: Task): Fields {
+  const mm = task.mm === null ? null : getMm(host, task.mm);
+  return {
+    id: task.id,
+    pid: task.pid,
+    mm: task.mm,
+    thread_of: task.body.thread_of,
+    alive: mm !== null,
+    rlimit_memlock: threadGroupOf(host, task).rlimit_memlock,
+    cap_ipc_lock: task.cap_ipc_lock,
+    locked_vm: mm === null ? null : mm.locked_vm,
+    VmLck: mm === null ? null : mm.locked_vm * 4,
+    VmPin: mm === null ? null : mm.pinned_vm * 4,
+    VmRSS: mm === null ? null : mm.rss * 4,
+  };
+}
+
+/** EEXIST: the task was made with another body; names the first field that differs. */
+function requireSameBody(task: Task, body: TaskBody): void {
+  for (const field of ['rlimit_memlock', 'cap_ipc_lock', 'thread_of'] as const) {
+    const made = task.body[field];
+    const asked = body[field];
+    if (made === asked) continue;
+    const print = (value: typeof made): string => (typeof value === 'bigint' ? hex(value) : String(value));
+    throw new Errno('EEXIST', `task '${task.id}' exists with ${field} ${print(made)}, not ${print(asked)}`);
+  }
+}
+
+/**
+ * Starts a process, or a thread in the process of `thread_of`, whose mm and rlimit it shares (its own is not looked at).
+ * EEXIST: made with another body. EAGAIN: the host has MAX_TASKS. ESRCH: `thread_of` has exited.
+ */
+export function putTask(host: Host, command: Extract<Command, { op: 'put_task' }>): Done {
+  const { task: id, rlimit_memlock, cap_ipc_lock, thread_of } = command;
+  const body: TaskBody = { rlimit_memlock, cap_ipc_lock, thread_of };
+  const { mm: memory } = host;
+  const existing = memory.tasks.get(id);
+  if (existing !== undefined) {
+    requireSameBody(existing, body);
+    return { ret: 0, created: false, fields: taskFields(host, existing) };
+  }
+  if (memory.tasks.size >= MAX_TASKS)
+    throw new Errno('EAGAIN', `tasks: the host has ${MAX_TASKS}, the most it can hold`);
+  let leader = id;
+  let mm: MmStruct;
+  if (thread_of !== null) {
+    leader = getTask(host, thread_of).leader;
+    mm = requireMm(host, thread_of);
+    mm.users++;
+  } else {
+    mm = new MmStruct(`mm-${memory.next_mm++}`);
+    memory.mms.set(mm.id, mm);
+    memory.thread_groups.set(id, { rlimit_memlock, threads: [] });
+  }
+  const task: Task = { id, pid: memory.next_pid++, leader, mm: mm.id, cap_ipc_lock, body };
+  memory.tasks.set(id, task);
+  threadGroupOf(host, task).threads.push(id);
+  return { ret: 0, created: true, fields: taskFields(host, task) };
+}
+
+/**
+ * Changes the limit of a process (prlimit) and the capability of one thread. A leader that has exited while other threads
+ * live still stands for its process.
+ * ESRCH: no thread of the process lives, or the thread whose capability is meant has exited.
+ */
+export function patchTask(host: Host, command: Extract<Command, { op: 'patch_task' }>): Done {
+  const task = getTask(host, command.task);
+  const group = threadGroupOf(host, task);
+  if (group.threads.length === 0) throw new Errno('ESRCH', `task '${task.id}' has exited`);
+  if (command.cap_ipc_lock !== undefined) {
+    requireMm(host, task.id);
+    task.cap_ipc_lock = command.cap_ipc_lock;
+  }
+  if (command.rlimit_memlock !== undefined) group.rlimit_memlock = command.rlimit_memlock;
+  return { ret: 0, fields: taskFields(host, task) };
+}
+
+/** Models exit_mm() of one thread, a leader too; the address space goes with its last user. ESRCH: it has exited. */
+export function exitThread(host: Host, id: string): void {
+  const task = getTask(host, id);
+  const mm = requireMm(host, id);
+  const { threads } = threadGroupOf(host, task);
+  threads.splice(threads.indexOf(task.id), 1);
+  task.mm = null;
+  mm.users--;
+  if (mm.users > 0) return;
+  exitMmap(host, mm);
+  host.mm.mms.delete(mm.id);
+}
+
+/** Ends a thread made with `thread_of` alone, or a whole process with all its threads. ESRCH: it has exited. */
+export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>): Done {
+  const task = getTask(host, command.task);
+  requireMm(host, task.id);
+  const ending = task.leader === task.id ? [...threadGroupOf(host, task).threads] : [task.id];
+  for (const id of ending) exitThread(host, id);
+  return { ret: 0, fields: {} };
+}
+
+/** Somebody else changes locked_vm. ESRCH: the task has exited. EOVERFLOW: a result that this model can't hold exactly. */
+export function adjustLockedVm(host: Host, command: Extract<Command, { op: 'adjust_locked_vm' }>): Done {
+  const mm = requireMm(host, command.task);
+  const locked_vm = mm.locked_vm + command.delta;
+  if (!Number.isSafeInteger(locked_vm))
+    throw new Errno('EOVERFLOW', `locked_vm: ${mm.locked_vm} + ${command.delta} is beyond 2^53`);
+  mm.locked_vm = locked_vm;
+  mm.adjusted += command.delta;
+  return { ret: 0, fields: { locked_vm } };
+}

@@ -1,0 +1,91 @@
+// The one kind of thing that waits: an operation is plain data in the host, so a restart in its middle resumes it.
+
+import type { Host } from './host.ts';
+import { NoSuchObject } from './errno.ts';
+import { KEPT_OPERATIONS } from './limits.ts';
+import { type Done, type Outcome, refusalOf } from './outcome.ts';
+import type { RegistrationLocals } from './vfio/notifier.ts';
+import type { PinLocals } from './vfio/pin.ts';
+import type { UnmapLocals } from './vfio/unmap.ts';
+
+/** What an operation must remember while it waits. */
+export type Locals =
+  | { kind: 'unmap_dma'; locals: UnmapLocals }
+  | { kind: 'register_notifier' | 'unregister_notifier'; locals: RegistrationLocals }
+  | { kind: 'pin_pages'; locals: PinLocals };
+
+export type Operation = Locals & {
+  /** `<kind>-<seq of the command that started it>`. */
+  id: string;
+  state: 'running' | 'stopped' | 'blocked' | 'done';
+  phase: string;
+  /** What it waits for, `<kind of thing>:<id>`; null while it does not wait. */
+  blocked_on: string | null;
+  seq: number;
+  at: number;
+  request_id: string;
+  /** The notification inside whose handler the operation was started. */
+  notification: string | null;
+  /** Set when the operation is done; `finished_seq` is the command that finished it. */
+  outcome: Outcome | null;
+  finished_seq: number | null;
+};
+
+export function getOperation(host: Host, id: string): Operation {
+  const operation = host.operations.get(id);
+  if (operation === undefined) throw new NoSuchObject('operation', id);
+  return operation;
+}
+
+/** Starts an operation of the command that is being executed; it is blocked until something continues it. */
+export function startOperation(host: Host, started: Locals): Operation {
+  const operation: Operation = {
+    ...started,
+    id: `${started.kind}-${host.seq}`,
+    state: 'running',
+    phase: 'start',
+    blocked_on: null,
+    seq: host.seq,
+    at: host.call.at,
+    request_id: host.call.request_id,
+    notification: host.call.notification,
+    outcome: null,
+    finished_seq: null,
+  };
+  host.operations.set(operation.id, operation);
+  return operation;
+}
+
+export function block(operation: Operation, phase: string, blockedOn: string): void {
+  operation.state = 'blocked';
+  operation.phase = phase;
+  operation.blocked_on = blockedOn;
+}
+
+/** Ends an operation with its outcome; the oldest finished ones beyond KEPT_OPERATIONS are forgotten. */
+export function finishOperation(host: Host, operation: Operation, outcome: Outcome): void {
+  operation.state = 'done';
+  operation.phase = 'done';
+  operation.blocked_on = null;
+  operation.outcome = outcome;
+  operation.finished_seq = host.seq;
+  host.finished.push(operation.id);
+  if (host.operations.size <= KEPT_OPERATIONS) return;
+  for (const old of host.operations.values()) {
+    if (host.operations.size <= KEPT_OPERATIONS) break;
+    if (old.state === 'done' && old.finished_seq !== host.seq) host.operations.delete(old.id);
+  }
+}
+
+/** Runs the next part of an operation and, unless it parks again, ends it with the outcome. */
+export function settle(host: Host, operation: Operation, run: () => Done): void {
+  let outcome: Outcome;
+  try {
+    const { parked, ...done } = run();
+    if (parked !== undefined) return;
+    outcome = { ...done, finished: [], emitted: [] };
+  } catch (error) {
+    outcome = { ...refusalOf(error), finished: [], emitted: [] };
+  }
+  if (operation.state !== 'done') finishOperation(host, operation, outcome);
+}

@@ -1,0 +1,34 @@
+// Models what a BUG leaves behind: the task that hit it dies with iommu->lock held, so the container never answers again.
+
+import { ERRNO } from '../errno.ts';
+import { type Host, splat } from '../host.ts';
+import { finishOperation, type Operation } from '../operation.ts';
+import type { Outcome } from '../outcome.ts';
+import type { Container } from './container.ts';
+
+/** Raises a BUG in a container: a splat, the container dead, and every operation that waits in it refused with EIO. */
+export function killContainer(host: Host, container: Container, where: string, what: string, path: string[]): void {
+  splat(host, 'BUG', where, what, path);
+  container.dead = { text: `BUG at ${where}: ${what}`, where, seq: host.seq, at: host.call.at };
+  for (const [id, pending] of host.vfio.notifications)
+    if (pending.notification.container === container.id) host.vfio.notifications.delete(id);
+  for (const operation of [...host.operations.values()])
+    if (operation.state !== 'done' && operation.locals.container === container.id)
+      finishOperation(host, operation, deadOutcome(container, operation));
+}
+
+/** What a call that was blocked in a container gets when the container dies. */
+function deadOutcome(container: Container, operation: Operation): Outcome {
+  return {
+    ret: -ERRNO.EIO,
+    fields: {},
+    refusal: {
+      errno: 'EIO',
+      detail: `container '${container.id}' died: ${container.dead?.text ?? ''}`,
+      hint: 'see dmesg; reset the host or use another container',
+      left: operation.kind === 'unmap_dma' ? { notifications: operation.locals.notifications } : {},
+    },
+    finished: [],
+    emitted: [],
+  };
+}

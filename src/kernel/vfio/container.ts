@@ -1,0 +1,129 @@
+// Models struct vfio_container: what an open /dev/vfio/vfio stands for, and its ioctls that concern no mapping.
+
+import type { Command } from '../command.ts';
+import { Errno, NoSuchObject } from '../errno.ts';
+import type { Bug, Host } from '../host.ts';
+import { MAX_CONTAINERS } from '../limits.ts';
+import type { Done } from '../outcome.ts';
+import { type Iommu, vfioIommuType1AttachGroup, vfioIommuType1Open } from './iommu.ts';
+import { wakeVaddrWaiters } from './pin.ts';
+
+export interface Container {
+  id: string;
+  fd_open: boolean;
+  groups: string[];
+  iommu: Iommu | null;
+  /** The BUG that killed it. */
+  dead: Bug | null;
+}
+
+const VFIO_TYPE1_IOMMU = 1;
+const VFIO_TYPE1v2_IOMMU = 3;
+const VFIO_TYPE1_NESTING_IOMMU = 6;
+
+/** What VFIO_CHECK_EXTENSION of the type1 back end answers 1 to without an iommu object: types, UNMAP_ALL, UPDATE_VADDR. */
+const EXTENSIONS: ReadonlySet<number> = new Set([1, 3, 6, 9, 10]);
+/** Coherent: needs an iommu object; 1 when no domain says otherwise. */
+const DMA_CC = 4;
+
+export function getContainer(host: Host, id: string): Container {
+  const container = host.vfio.containers.get(id);
+  if (container === undefined) throw new NoSuchObject('container', id);
+  return container;
+}
+
+/** Refuses every change of a container that died of a BUG: its iommu lock is held for ever. */
+export function requireAlive(container: Container): void {
+  if (container.dead !== null)
+    throw new Errno('EIO', `container '${container.id}' is dead: ${container.dead.text}`, {
+      hint: 'the emulated kernel hit a BUG while holding iommu->lock; see dmesg, then reset the host or use another container',
+    });
+}
+
+/** The container behind a group or device for a mutating call, or null: EIO if it is dead. */
+export function containerOf(host: Host, id: string | null): Container | null {
+  if (id === null) return null;
+  const container = getContainer(host, id);
+  requireAlive(container);
+  return container;
+}
+
+/** open("/dev/vfio/vfio"). ENOSPC: more than MAX_CONTAINERS. EBADF: closed, but its iommu object still exists. */
+export function putContainer(host: Host, { container: id }: Extract<Command, { op: 'put_container' }>): Done {
+  const existing = host.vfio.containers.get(id);
+  if (existing !== undefined) {
+    requireAlive(existing);
+    requireOpen(existing);
+    return { ret: 0, created: false, fields: { id } };
+  }
+  if (host.vfio.containers.size >= MAX_CONTAINERS)
+    throw new Errno('ENOSPC', `containers: the host has ${MAX_CONTAINERS}, the most it can hold`);
+  host.vfio.containers.set(id, { id, fd_open: true, groups: [], iommu: null, dead: null });
+  return { ret: 0, created: true, fields: { id } };
+}
+
+export function requireOpen(container: Container): void {
+  if (!container.fd_open)
+    throw new Errno('EBADF', `container '${container.id}': its file descriptor is closed`, {
+      hint: 'the iommu object lives on until its last group leaves; then the id can be used again',
+    });
+}
+
+/** Models vfio_fops_release(): the iommu object stays while groups are attached. EIO, EBADF. */
+export function closeContainer(host: Host, { container: id }: Extract<Command, { op: 'close_container' }>): Done {
+  const container = getContainer(host, id);
+  requireAlive(container);
+  requireOpen(container);
+  container.fd_open = false;
+  if (container.iommu !== null) {
+    container.iommu.container_open = false;
+    wakeVaddrWaiters(host, container.iommu);
+  }
+  releaseIfUnused(host, container);
+  return { ret: 0, fields: {} };
+}
+
+/** Drops a container that nobody refers to: fd closed and no group attached. */
+export function releaseIfUnused(host: Host, container: Container): void {
+  if (!container.fd_open && container.groups.length === 0) host.vfio.containers.delete(container.id);
+}
+
+/**
+ * Models vfio_ioctl_set_iommu().
+ * EIO dead; EBADF closed; EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
+ * that is not a type.
+ */
+export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu' }>): Done {
+  const container = getContainer(host, command.container);
+  requireAlive(container);
+  requireOpen(container);
+  if (container.groups.length === 0)
+    throw new Errno('EINVAL', `container '${container.id}' has no group`, { hint: 'SET_CONTAINER comes before SET_IOMMU' });
+  if (container.iommu !== null)
+    throw new Errno('EINVAL', `container '${container.id}' has an iommu already: type ${container.iommu.type}`);
+  const { type } = command;
+  if (!EXTENSIONS.has(type)) throw new Errno('ENODEV', `type ${type}: no back end answers to it`);
+  if (type !== VFIO_TYPE1_IOMMU && type !== VFIO_TYPE1v2_IOMMU && type !== VFIO_TYPE1_NESTING_IOMMU)
+    throw new Errno('EINVAL', `type ${type} is an extension, not an iommu type`);
+  const iommu = vfioIommuType1Open(type, type !== VFIO_TYPE1_IOMMU, host.options.dma_entry_limit);
+  for (const group of container.groups) vfioIommuType1AttachGroup(iommu, group);
+  container.iommu = iommu;
+  return { ret: 0, fields: {} };
+}
+
+/** The iommu object of a container for one of its ioctls. EIO, EBADF, EINVAL when SET_IOMMU was not done. */
+export function requireIommu(container: Container): Iommu {
+  requireAlive(container);
+  requireOpen(container);
+  if (container.iommu === null)
+    throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'attach a group, then SET_IOMMU' });
+  return container.iommu;
+}
+
+/**
+ * VFIO_CHECK_EXTENSION. EINVAL without a back end: as the recorded 5.15 traces answer.
+ */
+export function checkExtension(container: Container, extension: number): number {
+  requireIommu(container);
+  return EXTENSIONS.has(extension) || extension === DMA_CC ? 1 : 0;
+}
