@@ -26,6 +26,9 @@ const SHADOWED = 48;
 /** Pages of one data buffer of a channel program. */
 const BUFFER_PAGES = 16;
 
+/** Firmware works in the memory that it is about to remap: this part of the choices falls on regions that will go away. */
+const PASSING = 0.75;
+
 /** For each map call the region it makes; for each unmap call null. */
 export function regionsOf(calls: readonly DmaCall[]): (GuestRegion | null)[] {
   return calls.map((call, index) => {
@@ -85,27 +88,31 @@ export class Guest {
     if (program !== undefined) await ccw.startSubchannel(program, buffers);
   }
 
-  /** Interrupts that were disabled because memory went away are enabled again, with the indicator byte somewhere else. */
+  /**
+   * Interrupts that were disabled because memory went away are enabled again, with the indicator byte elsewhere; now and then
+   * the guest sets its queue up anew.
+   */
   async #crypto(live: readonly GuestRegion[]): Promise<void> {
     const { ap } = this.devices;
-    const nib = this.#page(live);
-    if (!ap.enabled && nib !== undefined) await ap.enableInterrupts(nib);
+    const anew = this.random.chance(0.2);
+    const nib = this.#page(live, 1);
+    if ((anew || !ap.enabled) && nib !== undefined) await ap.enableInterrupts(nib);
   }
 
-  /** Firmware works in the memory that it is about to remap: three of four choices fall on regions that will go away. */
-  #region(live: readonly GuestRegion[]): GuestRegion | undefined {
+  /** A writable region; one that will go away, if there is one, with the given probability. */
+  #region(live: readonly GuestRegion[], probability: number): GuestRegion | undefined {
     const writable = live.filter((region) => region.writable);
     const passing = writable.filter((region) => region.removedBy !== null);
-    return this.random.pick(passing.length > 0 && this.random.chance(0.75) ? passing : writable);
+    return this.random.pick(passing.length > 0 && this.random.chance(probability) ? passing : writable);
   }
 
-  #page(live: readonly GuestRegion[]): number | undefined {
-    const region = this.#region(live);
+  #page(live: readonly GuestRegion[], probability = PASSING): number | undefined {
+    const region = this.#region(live, probability);
     return region && region.gfn + this.random.below(region.end - region.gfn);
   }
 
   #buffer(live: readonly GuestRegion[]): GfnRange | undefined {
-    const region = this.#region(live);
+    const region = this.#region(live, PASSING);
     if (region === undefined) return undefined;
     const npage = Math.min(1 + this.random.below(BUFFER_PAGES), region.end - region.gfn);
     const gfn = region.gfn + this.random.below(region.end - region.gfn - npage + 1);

@@ -49,6 +49,8 @@ export interface Step {
   /** Pages that each driver had in the range of an unmap. */
   held: Record<string, number>;
   notifications: number;
+  /** The call ended in a BUG. */
+  died: boolean;
   mapped: number;
   locked_vm: number;
 }
@@ -171,7 +173,7 @@ export class Replay {
     }
     this.#callsMade++;
     if (this.#died === null) this.#follow(index, call);
-    if (notifications > 0) this.#notifiedUnmaps++;
+    if (notifications > 0 || this.#died !== null) this.#notifiedUnmaps++;
     this.options.progress({
       run: this.boot.name,
       done: index + 1,
@@ -179,6 +181,7 @@ export class Replay {
       call,
       held,
       notifications,
+      died: this.#died !== null,
       mapped: this.#live.size,
       locked_vm: this.#pinnedPages(),
     });
@@ -291,11 +294,15 @@ function countDmesg(entries: readonly DmesgEntry[]): RunReport['dmesg'] {
   };
 }
 
+function pagesText(npage: number): string {
+  return npage === 1 ? '1 page' : `${npage} pages`;
+}
+
 /** Everything in the report that a run with correct drivers does not have. */
 function findingsOf({ died, leaks, invariants, dmesg, after_exit }: RunReport): string[] {
   const findings: string[] = [];
   if (died !== null) {
-    const held = Object.entries(died.held).map(([device, pages]) => `${device} kept ${pages} pages`);
+    const held = Object.entries(died.held).map(([device, pages]) => `${device} kept ${pagesText(pages)}`);
     const told = `${died.attempts} notifications for ${died.range}`;
     findings.push(`BUG at ${died.where} after ${told}: ${held.join(', ') || 'nobody believes to have pages there'}`);
   }
@@ -303,7 +310,8 @@ function findingsOf({ died, leaks, invariants, dmesg, after_exit }: RunReport): 
   for (const { device, npage, references } of leaks) left.set(device, (left.get(device) ?? 0) + npage * references);
   if (left.size > 0) {
     const who = [...left].map(([device, references]) => `${device} ${references}`);
-    findings.push(`page references that nobody will drop: ${who.join(', ')}`);
+    const why = died === null ? 'that nobody will drop' : 'that are stuck in the dead container';
+    findings.push(`page references ${why}: ${who.join(', ')}`);
   }
   if (dmesg.warn + dmesg.deadlock > 0) findings.push(`${dmesg.warn} WARN and ${dmesg.deadlock} DEADLOCK in dmesg`);
   if (died === null && dmesg.bug > 0) findings.push(`${dmesg.bug} BUG in dmesg`);
@@ -311,6 +319,6 @@ function findingsOf({ died, leaks, invariants, dmesg, after_exit }: RunReport): 
   if (after_exit !== null && after_exit.mappings > 0)
     findings.push(`${after_exit.mappings} mappings outlived their groups`);
   if (after_exit !== null && after_exit.locked_vm !== 0)
-    findings.push(`${after_exit.locked_vm} pages were charged when the devices were closed`);
+    findings.push(`${pagesText(after_exit.locked_vm)} still charged when the devices were closed`);
   return findings;
 }

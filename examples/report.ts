@@ -22,9 +22,9 @@ export class ProgressLine {
   step(step: Step): void {
     const text = stepText(step);
     if (this.output.isTTY === true) {
-      this.output.write(`\r\x1b[K${text.slice(0, (this.output.columns ?? 80) - 1)}`);
+      this.output.write(`\r\x1b[K${text.slice(0, (this.output.columns || 80) - 1)}`);
       this.#shown = true;
-    } else if (step.notifications > 0 || step.done === step.total) this.output.write(`${text}\n`);
+    } else if (step.notifications > 0 || step.died || step.done === step.total) this.output.write(`${text}\n`);
   }
 
   /** Leaves the line, so that what comes next starts on its own. */
@@ -34,12 +34,12 @@ export class ProgressLine {
   }
 }
 
-function stepText({ run, done, total, call, held, notifications, mapped, locked_vm }: Step): string {
+function stepText({ run, done, total, call, held, notifications, died, mapped, locked_vm }: Step): string {
   const percent = `${Math.floor((100 * done) / total)}%`.padStart(4);
   const what = `${call.op === 'map_dma' ? 'map  ' : 'unmap'} ${rangeText(call.iova, call.size)}`;
   const released = Object.entries(held).map(([device, pages]) => `${device} ${pages}`);
-  const told = notifications > 0 ? `, ${notifications} notifications, unpinned ${released.join(' ')}` : '';
-  return `${run} ${percent}  ${mapped} mapped ${locked_vm} pinned  ${what}${told}`;
+  const told = notifications > 0 ? `: ${notifications} notifications, unpinned ${released.join(' ')}` : '';
+  return `${run} ${percent}  ${mapped} mapped ${locked_vm} pinned  ${what}${died ? ': BUG' : told}`;
 }
 
 /** The report of one run, for people. */
@@ -52,7 +52,7 @@ export function reportText(report: RunReport): string {
     ...report.bugs.map((bug) => `  bug switched on   ${bug}`),
     ...(report.flags_recorded ? [] : ['  flags             no .ioctl beside the trace: every mapping READ and WRITE']),
     `  mappings          ${mappings.made} made, ${mappings.removed} removed, ${mappings.left_at_exit} at the end`,
-    `  unmaps            ${report.unmaps_that_notified} of ${mappings.removed} met pinned pages`,
+    `  unmaps            ${report.unmaps_that_notified} met pinned pages and had to wait for the drivers`,
     ...stats.map(([device, driver]) => `  ${device.padEnd(17)} ${driverText(driver)}`),
     `  peak locked_vm    ${report.peak_locked_vm} pages of ${rlimit / 4096n} (RLIMIT_MEMLOCK)`,
     ...(report.after_exit === null

@@ -19,6 +19,7 @@ export type ServicePort = Pick<
   | 'notifications'
   | 'sync'
   | 'readiness'
+  | 'stats'
 >;
 
 export type Api = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>;

@@ -32,8 +32,7 @@ const done = ({ ret, fields }: Outcome, seq: number): JsonFields => ({ ret, ...p
 
 async function accepted(request: FastifyRequest, reply: FastifyReply, host: string, id: string): Promise<unknown> {
   reply.code(202).header('location', `/v1/hosts/${host}/operations/${id}`).header('preference-applied', 'respond-async');
-  const { value } = await request.server.service.read(host, (state) => viewOperation(state, id));
-  return operationBody(value, await profileOf(request, host));
+  return showOperation(request, (state) => viewOperation(state, id));
 }
 
 const profileOf = async (request: FastifyRequest, host: string): Promise<string> =>
@@ -88,4 +87,61 @@ export function endOf(request: FastifyRequest, reply: FastifyReply): AbortSignal
   const gone = new AbortController();
   reply.raw.once('close', () => gone.abort());
   return AbortSignal.any([gone.signal, request.server.stopping]);
+}
+
+/** An operation; what a finished one was refused with becomes a whole problem. */
+export async function showOperation(request: FastifyRequest, view: (host: Host) => Fields): Promise<JsonFields> {
+  const host = hostOf(request);
+  const { value } = await request.server.service.read(host, (state) => ({ operation: view(state), profile: state.profile.name }));
+  request.logged = { ...request.logged, host };
+  return operationBody(value.operation, value.profile);
+}
+
+/** One page of operations. */
+export async function showOperations(
+  request: FastifyRequest,
+  view: (host: Host) => { items: Fields[]; next: Key | null },
+): Promise<{ items: Json; next_cursor: string | null }> {
+  const host = hostOf(request);
+  const { value } = await request.server.service.read(host, (state) => ({ ...view(state), profile: state.profile.name }));
+  request.logged = { host };
+  const items = value.items.map((operation) => operationBody(operation, value.profile));
+  return { items, next_cursor: value.next === null ? null : encodeCursor(value.next) };
+}
+
+function operationBody(operation: Fields, profile: string): JsonFields {
+  const { problem, ...rest } = printedFields(operation);
+  if (problem === undefined) return rest;
+  const { errno, detail, ret: _, ...extensions } = problem as JsonFields;
+  const refusal = { errno: errno as Refusal['errno'], detail: String(detail) };
+  const about = { profile, seq: rest.seq, ...extensions };
+  return { ...rest, problem: refused(refusal, String(rest.kind), String(rest.request_id), about) as unknown as JsonFields };
+}
+
+/** Reads a span of a log. */
+export async function showLog<T extends object>(
+  request: FastifyRequest,
+  span: (host: Host) => { items: T[]; truncated: boolean },
+): Promise<{ items: Fields[]; truncated: boolean }> {
+  const host = hostOf(request);
+  const { seq, value } = await request.server.service.read(host, span);
+  request.logged = { host, seq };
+  return value as unknown as { items: Fields[]; truncated: boolean };
+}
+
+/** The kernel log as dmesg prints it: seconds since the epoch instead of since boot. */
+export function printLines(reply: FastifyReply, { items }: { items: Fields[] }): string {
+  reply.type('text/plain; charset=utf-8');
+  return items
+    .flatMap(({ at, text }) => String(text).split('\n').map((line) => `[${(Number(at) / 1000).toFixed(3)}] ${line}\n`))
+    .join('');
+}
+
+/** One page of items that are sorted by id. */
+export function pageOf(items: Fields[], after: string | null, limit: number): { items: Json; next_cursor: string | null } {
+  const rest = items.filter(({ id }) => after === null || String(id) > after);
+  const shown = rest.slice(0, limit);
+  const last = shown.at(-1);
+  const next_cursor = last === undefined || shown.length === rest.length ? null : encodeCursor(String(last.id));
+  return { items: printed(shown), next_cursor };
 }

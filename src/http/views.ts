@@ -28,6 +28,42 @@ export const TaskFields = {
 };
 export const Task = object('Task', TaskFields);
 
+export const Area = object('Area', {
+  addr: U64Out('First byte'),
+  length: U64Out('Bytes'),
+  prot: names('Rights'),
+  flags: names('VM_ flags without their prefix'),
+  backing: Type.Union(
+    [
+      closed({ kind: Type.Literal('anon') }),
+      closed({ kind: Type.Literal('file'), file: str('File'), pgoff: Int('Page of the file at addr'), shared: bool('MAP_SHARED') }),
+      closed({ kind: Names(['pfnmap', 'pages'], 'Explicit layout'), pfn: PageFrame('Host page at addr') }),
+    ],
+    { description: 'What lies behind it' },
+  ),
+});
+
+export const TaskPage = object('TaskPage', {
+  addr: U64Out('First byte'),
+  pfn: Nullable(PageFrame('Host page'), 'null: not present'),
+  present: bool('Whether the page table has it'),
+  writable: bool('Whether the entry may be written'),
+  ref_count: Int('Raw counter, bias of pins included from 5.8 on'),
+  pin_count: Count('Pins'),
+  dirty: bool('Whether a pin was released with the dirty mark'),
+});
+
+export const Page = object('Page', {
+  pfn: PageFrame('Host page'),
+  kind: Names(['normal', 'reserved', 'zero', 'device'], 'What it is'),
+  struct_page: bool('Whether it has a struct page'),
+  mapping: Nullable(Names(['anon', 'file'], 'Kind'), 'What it is a page of'),
+  ref_count: Int('Raw counter, bias of pins included from 5.8 on'),
+  mapcount: Count('Page-table entries that map it'),
+  pin_count: Count('Pins'),
+  dirty: bool('Whether a pin was released with the dirty mark'),
+});
+
 export const Container = object('Container', {
   id,
   fd_open: bool('Whether its file descriptor is open'),
@@ -124,14 +160,127 @@ export const TreeNode = object('TreeNode', {
 });
 export const Tree = object('Tree', { count: Count('Records in the tree'), root: Nullable(TreeNode, 'null: no record') });
 
+const Problem = Type.Unsafe<unknown>({ $ref: '#/components/schemas/Problem' });
+
+export const OperationView = object('Operation', {
+  id,
+  kind: str('Command that started it'),
+  state: Names(['running', 'stopped', 'blocked', 'done'], 'State'),
+  phase: str('Where it is'),
+  blocked_on: Nullable(Type.String(), 'What it waits for, `<kind of thing>:<id>`'),
+  container: str('Container it works on'),
+  seq: Count('Command that started it'),
+  at,
+  request_id: str('Request that started it'),
+  finished_seq: Nullable(Count('Command'), 'Command that finished it'),
+  result: Type.Optional(Type.Unsafe<unknown>({ anyOf: [{ type: 'object', required: ['ret'] }, { type: 'null' }], description: 'What its command returned; null while it runs' })),
+  problem: Type.Optional(Problem),
+});
+export const operationExample = {
+  id: 'unmap_dma-7',
+  kind: 'unmap_dma',
+  state: 'blocked',
+  phase: 'notify',
+  blocked_on: 'notification:notification-1',
+  container: 'vfio0',
+  seq: 7,
+  at: 1700000000000,
+  request_id: 'c9a1',
+  finished_seq: null,
+  result: null,
+};
+
 const hostOptions = {
   profile: Names(PROFILE_NAMES, 'Kernel it behaves as'),
   template: Names(['empty', 'default'], 'What it was made with'),
-  dma_entry_limit: Count('Module parameter of type1'),
-  notifier_timeout_ms: Count('Milliseconds'),
+  dma_entry_limit: Count('Module parameter of type1: vfio_dma entries of an iommu object'),
+  notifier_timeout_ms: Count('Time that a poll or webhook handler has'),
   total_pages: Count('Host pages'),
   fixes: names('Fixes on top of the profile'),
   ttl_s: Nullable(Count('Seconds'), 'An untouched host is deleted after this time'),
 };
 export const HostOptionsFields = hostOptions;
 
+/** Fields that only a host in memory can fill are null for one that is quarantined or recovering. */
+export const HostFields = {
+  id,
+  ...Type.Partial(Type.Object(hostOptions)).properties,
+  release: Nullable(Type.String(), 'Kernel release that splats name'),
+  created_at: Type.Optional(at),
+  seq: Nullable(Count('Position'), 'Position of the last command in its journal'),
+  state: Names(['alive', 'dead', 'recovering', 'quarantined'], 'State'),
+  dead: Nullable(bug, 'The BUG of mm that killed it'),
+  counters: Nullable(
+    closed({
+      tasks: Count('Tasks'),
+      containers: Count('Containers'),
+      groups: Count('Groups'),
+      devices: Count('Devices'),
+      notifiers: Count('Notifier blocks'),
+      mappings: Count('vfio_dma entries'),
+      pinned_records: Count('vfio_pfn records'),
+      pinned_pages: Count('Pinned host pages'),
+      operations_waiting: Count('Operations that have not finished'),
+    }),
+    'What it holds',
+  ),
+  quarantined: Nullable(closed({ reason: str('Why'), revision: Count('Semantics revision that wrote its journal') }), 'Why it is not served'),
+};
+export const HostView = object('Host', HostFields);
+
+const pinSource = closed({ seq: Count('Command'), request_id: str('Request') });
+const Leak = object('Leak', {
+  device: str('Device that pinned'),
+  container: str('Container'),
+  iova: U64Out('First byte'),
+  size: U64Out('Bytes'),
+  npage: Count('Pages'),
+  references: Count('References left of each page'),
+  first_pin: pinSource,
+  last_pin: pinSource,
+  notified: bool('Whether a notifier of the device had run since'),
+  state: Names(['pinned', 'leaked'], 'leaked: the mapping is gone, the pages stay pinned'),
+  leaked_seq: Nullable(Count('Command'), 'Command that removed the mapping'),
+  warn: str('The WARN that the kernel would print'),
+});
+export const LeakFields = {
+  items: Nullable(Type.Array(Leak), 'Per device and iova range; null where the host can not be looked into'),
+  references: Nullable(Count('References'), 'References left in all'),
+};
+export const Leaks = object('Leaks', LeakFields);
+
+export const Invariants = object('Invariants', { ok: bool('Whether all hold'), violations: names('What does not, in words') });
+
+export const DmesgEntry = object('DmesgEntry', {
+  n: Int('Own counter', 1),
+  seq: Count('Command that logged it'),
+  at,
+  level: Names(['emerg', 'err', 'warning', 'notice', 'info'], 'Level'),
+  text: str('The line, or a splat of several'),
+  kind: Nullable(Names(['WARN', 'BUG', 'DEADLOCK'], 'Kind'), 'null: an ordinary line'),
+  where: Nullable(Type.String(), 'Kernel function that raised it'),
+  request_id: str('Request that caused it'),
+});
+
+/** Further fields depend on the event. */
+export const TraceEntry = Type.Object(
+  {
+    n: Int('Own counter', 1),
+    seq: Count('Command'),
+    at,
+    request_id: str('Request'),
+    event: str('operation, phase, notify, notify_return, lock'),
+    op: str('Command or operation'),
+  },
+  { title: 'TraceEntry', additionalProperties: Type.Union([Type.String(), Type.Number(), Type.Boolean(), Type.Null()]) },
+);
+
+export const JournalEntry = object('JournalEntry', {
+  n: Int('Own counter, the same as seq', 1),
+  seq: Int('Position', 1),
+  at,
+  request_id: str('Request'),
+  op: str('Command'),
+  command: Type.Object({ op: Type.String() }, { description: 'The command as accepted', additionalProperties: true }),
+  digest: Type.String({ pattern: '^[0-9a-f]{32}$', description: 'First 16 bytes of SHA-256 of the canonical outcome' }),
+});

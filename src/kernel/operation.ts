@@ -1,6 +1,6 @@
 // The one kind of thing that waits: an operation is plain data in the host, so a restart in its middle resumes it.
 
-import type { Host } from './host.ts';
+import { type Host, trace } from './host.ts';
 import { NoSuchObject } from './errno.ts';
 import { KEPT_OPERATIONS } from './limits.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
@@ -56,10 +56,12 @@ export function startOperation(host: Host, started: Locals): Operation {
   return operation;
 }
 
-export function block(operation: Operation, phase: string, blockedOn: string): void {
+/** Parks an operation at a phase until what it waits for happens. */
+export function block(host: Host, operation: Operation, phase: string, blockedOn: string): void {
   operation.state = 'blocked';
   operation.phase = phase;
   operation.blocked_on = blockedOn;
+  trace(host, 'phase', operation.id, { phase, blocked_on: blockedOn });
 }
 
 /** Ends an operation with its outcome; the oldest finished ones beyond KEPT_OPERATIONS are forgotten. */
@@ -70,6 +72,7 @@ export function finishOperation(host: Host, operation: Operation, outcome: Outco
   operation.outcome = outcome;
   operation.finished_seq = host.seq;
   host.finished.push(operation.id);
+  trace(host, 'phase', operation.id, { phase: 'done', ret: outcome.ret, errno: outcome.refusal?.errno ?? null });
   if (host.operations.size <= KEPT_OPERATIONS) return;
   for (const old of host.operations.values()) {
     if (host.operations.size <= KEPT_OPERATIONS) break;

@@ -14,7 +14,6 @@ export const systemClock: Clock = {
   now: () => Date.now(),
   after(ms, run) {
     const timer = setTimeout(run, Math.min(ms, LONGEST_TIMER_MS));
-    timer.unref();
     return () => clearTimeout(timer);
   },
 };

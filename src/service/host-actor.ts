@@ -86,6 +86,11 @@ export class HostActor {
     return this.operations.size > 0 || this.delivery.polls > 0;
   }
 
+  /** A request for the host has come: its ttl_s begins anew. */
+  touch(): void {
+    this.touched_at = this.around.clock.now();
+  }
+
   /** Resolves when everything up to `seq` is durable; rejects when the host is dropped before. */
   committed(seq: number): Promise<void> {
     return this.commits.until(seq);
@@ -96,7 +101,6 @@ export class HostActor {
    * Also a client that hangs up has its command executed: nothing here looks at the connection.
    */
   submit(command: Command, context: RequestContext): Promise<Answer> {
-    this.touched_at = this.around.clock.now();
     const { idempotency } = context;
     if (idempotency === null) return this.run(command, context);
     return this.keys.once(idempotency, () => this.run(command, context));
@@ -214,7 +218,6 @@ export class HostActor {
    */
   async read<T>(view: (host: Host) => T): Promise<{ seq: number; value: T }> {
     this.requireLive();
-    this.touched_at = this.around.clock.now();
     const { seq } = this.host;
     try {
       const value = view(this.host);
@@ -249,7 +252,6 @@ export class HostActor {
   /** Waits for the first notifications of a device; see Delivery.poll(). */
   notifications(device: string, wait_ms: number, signal: AbortSignal): Promise<Notification[]> {
     this.requireLive();
-    this.touched_at = this.around.clock.now();
     return this.delivery.poll(device, wait_ms, signal);
   }
 

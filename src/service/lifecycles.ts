@@ -10,10 +10,11 @@ export class Lifecycles {
   /** Runs something after whatever was begun before for the same id. */
   run<T>(id: string, work: () => Promise<T>): Promise<T> {
     const running = (this.last.get(id) ?? Promise.resolve()).then(work);
-    const ended = running.then(
-      () => this.forget(id, ended),
-      () => this.forget(id, ended),
+    const settled = running.then(
+      () => undefined,
+      () => undefined,
     );
+    const ended: Promise<void> = settled.then(() => this.forget(id, ended));
     this.last.set(id, ended);
     return running;
   }

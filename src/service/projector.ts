@@ -31,6 +31,7 @@ export class Projector {
 
   /** The host changed: its rows follow after a while, together with what changes until then. */
   schedule(): void {
+    if (!this.of.live) return;
     this.cancel ??= this.around.clock.after(PROJECTION_DELAY_MS, () => {
       this.sync().catch((error: unknown) => {
         if (!this.of.live) return;

@@ -73,7 +73,7 @@ export class Service {
   async start(): Promise<void> {
     for (const row of await this.store.hosts()) {
       this.last_generation = Math.max(this.last_generation, row.generation);
-      this.install(row.id, await this.loader.load(row));
+      this.take(row.id, await this.loader.load(row));
     }
     if (this.slots.size === 0) await this.birth('default', { ...DEFAULT_HOST_OPTIONS, template: 'default' });
     this.started = true;
@@ -124,7 +124,9 @@ export class Service {
   host(id: string): Promise<HostView> {
     return this.request(async () => {
       await this.lifecycles.ended(id);
-      return this.view(this.slotOf(id));
+      const slot = this.slotOf(id);
+      if (slot.state === 'running') slot.actor.touch();
+      return this.view(slot);
     });
   }
 
@@ -248,11 +250,13 @@ export class Service {
     });
   }
 
-  private install(id: string, loaded: Recovered | NotLoaded): RunningHost {
-    if ('state' in loaded) {
-      this.slots.set(id, loaded);
-      return loaded as never;
-    }
+  private take(id: string, loaded: Recovered | NotLoaded | null): void {
+    if (loaded === null) this.slots.delete(id);
+    else if ('state' in loaded) this.slots.set(id, loaded);
+    else this.install(id, loaded);
+  }
+
+  private install(id: string, loaded: Recovered): RunningHost {
     const around = {
       store: this.store,
       committer: this.committer,
@@ -276,10 +280,7 @@ export class Service {
     if (slot?.state === 'running') slot.close(new HostUnavailable(id, 'recovering'));
     if (slot?.state === 'recovering') return;
     this.slots.set(id, { id, state: 'recovering', row: slot?.row ?? null, reason: error.message, revision: 0 });
-    this.loader.reload(id, (loaded) => {
-      if (loaded === null) this.slots.delete(id);
-      else this.install(id, loaded);
-    });
+    this.loader.reload(id, (loaded) => this.take(id, loaded));
   }
 
   private async view(slot: RunningHost | NotLoaded): Promise<HostView> {
@@ -299,6 +300,7 @@ export class Service {
       if (this.lifecycles.has(id)) await this.lifecycles.ended(id);
       const slot = this.slotOf(id);
       if (slot.state !== 'running') throw new HostUnavailable(id, slot.state);
+      slot.actor.touch();
       return work(slot);
     });
   }

@@ -1,7 +1,7 @@
 // Translates an operation of a trace into the commands that perform it.
 
 import type { Command } from '../../kernel/command.ts';
-import { CONTAINER, Inexpressible, leaderOf, threadsOf } from './layout.ts';
+import { CONTAINER, Inexpressible, leaderOf } from './layout.ts';
 import type { InputOp } from './trace.ts';
 import type { Args, MemoryModel } from './trace-format.ts';
 
@@ -11,8 +11,8 @@ const MAP_ARGSZ = 32;
 /** A question about the container that changes nothing. */
 export type Question = { ask: 'get_info'; argsz: number } | { ask: 'check_extension'; ext: number };
 
-/** The commands of an operation in order (several only for a process that exits), or the question it asks. Throws Inexpressible. */
-export function translate(input: InputOp, model: MemoryModel): Command[] | Question {
+/** The command of an operation, or the question it asks. Throws Inexpressible. */
+export function translate(input: InputOp, model: MemoryModel): Command | Question {
   const { op, args } = input;
   if ('inject' in args && args.inject !== undefined) throw new Inexpressible(`${op} with a forced failure`);
   if ('null' in args && args.null !== undefined) throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
@@ -21,18 +21,14 @@ export function translate(input: InputOp, model: MemoryModel): Command[] | Quest
       return { ask: 'get_info', argsz: args.argsz };
     case 'check_extension':
       return { ask: 'check_extension', ext: args.ext };
-    case 'exit_process':
-      return threadsOf(model, args.process)
-        .reverse()
-        .map((task) => ({ op: 'exit', task }));
     default:
-      return [commandOf(input, model)];
+      return commandOf(input, model);
   }
 }
 
-type SingleOp = Exclude<InputOp, { op: 'get_info' | 'check_extension' | 'exit_process' }>;
+type Performed = Exclude<InputOp, { op: 'get_info' | 'check_extension' }>;
 
-function commandOf({ op, args }: SingleOp, model: MemoryModel): Command {
+function commandOf({ op, args }: Performed, model: MemoryModel): Command {
   switch (op) {
     case 'set_container':
       return { op, group: args.group, container: CONTAINER, task: args.as ?? null };
@@ -68,7 +64,11 @@ function commandOf({ op, args }: SingleOp, model: MemoryModel): Command {
       return { op: 'patch_task', task: args.thread, cap_ipc_lock: args.cap_ipc_lock };
     case 'adjust_locked_vm':
       return { op, task: leaderOf(args.process), delta: args.delta };
+    case 'exit_process':
+      // The exit of a leader ends all threads.
+      return { op: 'exit', task: leaderOf(args.process) };
     case 'exit_thread':
+      if (args.thread.endsWith('.0')) throw new Inexpressible('exit of a leader while its threads live on');
       return { op: 'exit', task: args.thread };
     case 'dirty_pages':
     case 'dma_rw':

@@ -12,10 +12,10 @@ export interface Returned {
   out: Output;
 }
 
-/** A call that waits for a notification to be answered. */
+/** A call that waits for a notification to be answered, or (null) sleeps until another call wakes it. */
 export interface Parked {
   operation: string;
-  notification: { id: string; device: string; listener: string; iova: string; size: string };
+  notification: { id: string; device: string; listener: string; iova: string; size: string } | null;
 }
 
 export type Reply = Returned | Parked;

@@ -1,9 +1,9 @@
 // Replays one trace on a machine and records the machine's own answers. Nothing that the recorded kernel answered is in reach.
 
 import { translate } from './commands.ts';
-import { hostOptions, Inexpressible, layoutOf } from './layout.ts';
+import { hostOptions, Inexpressible, layoutOf, leaderOf, threadsOf } from './layout.ts';
 import { type Backend, isParked, type Machine, type Reply, type Returned, type Splat } from './machine.ts';
-import type { Answer, AnswerEvent, InputOp, Trace } from './trace.ts';
+import type { Answer, AnswerEvent, InputOp, NestedCall, Trace } from './trace.ts';
 
 /** What the kernel functions that raise a splat are called in a trace. */
 const LABELS: Readonly<Record<Splat['kind'], Readonly<Record<string, string>>>> = {
@@ -14,7 +14,7 @@ const LABELS: Readonly<Record<Splat['kind'], Readonly<Record<string, string>>>> 
     __account_locked_vm: 'locked-vm-underflow',
   },
   BUG: { vfio_dma_do_unmap: 'unmap-retries-exhausted' },
-  DEADLOCK: {},
+  DEADLOCK: { blocking_notifier_chain_register: 'listener-lock' },
 };
 
 /** NOTIFY_DONE: what is answered to a notification that the recording does not have. */
@@ -66,7 +66,15 @@ async function layOut(machine: Machine, trace: Trace): Promise<void> {
 
 const hexed = (_key: string, value: unknown): unknown => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
 
+/** Whether a call in which this happened never returns. */
+const isFatal = (event: AnswerEvent): boolean =>
+  event.type === 'BUG' ||
+  event.type === 'DEADLOCK' ||
+  ('calls' in event && event.calls.some(({ answer }) => answer?.ret === null));
+
 class Player {
+  private readonly exited = new Set<string>();
+
   constructor(
     private readonly machine: Machine,
     private readonly trace: Trace,
@@ -75,52 +83,69 @@ class Player {
 
   /** Performs one operation to its end, those made inside its notifications included. */
   async perform(input: InputOp, inside: string | null): Promise<OwnAnswer> {
-    let steps: ReturnType<typeof translate>;
+    let step: ReturnType<typeof translate>;
     try {
-      steps = translate(input, this.trace.memory_model);
+      this.requireLive(input);
+      step = translate(input, this.trace.memory_model);
     } catch (error) {
       if (!(error instanceof Inexpressible) || !error.harmless) throw error;
       this.leftOut.set(error.message, (this.leftOut.get(error.message) ?? 0) + 1);
       return null;
     }
     const events: AnswerEvent[] = [];
-    let returned: Returned = { ret: 0, errno: null, out: {} };
-    if (!Array.isArray(steps)) returned = await this.machine.ask(steps);
-    else
-      for (const command of steps) {
-        returned = await this.finish(await this.machine.call(command, inside), input, events);
-        if (returned.errno !== null) break;
-      }
+    const returned =
+      'ask' in step
+        ? await this.machine.ask(step)
+        : await this.finish(await this.machine.call(step, inside), input, events);
     await this.takeSplats(events);
-    const died = events.some(({ type }) => type === 'BUG' || type === 'DEADLOCK');
-    if (died) return { ret: null, out: {}, events };
+    if (events.some(isFatal)) return { ret: null, out: {}, events };
     const size = input.op === 'unmap_dma' && returned.out.size === undefined ? { size: input.args.size } : {};
     return { ret: returned.ret, out: { ...returned.out, ...size }, events };
   }
 
-  /** Answers the notifications of a call until it comes back. */
+  /** A limit or capability of a task that has exited: the kernel never looks at it again. */
+  private requireLive({ op, args }: InputOp): void {
+    if (op === 'exit_process') for (const thread of threadsOf(this.trace.memory_model, args.process)) this.exited.add(thread);
+    if (op === 'exit_thread') this.exited.add(args.thread);
+    const thread = op === 'set_rlimit' ? leaderOf(args.process) : op === 'set_cap' ? args.thread : null;
+    if (thread !== null && this.exited.has(thread)) throw new Inexpressible(`${op} of a task that has exited`, true);
+  }
+
+  /** Plays what happens while a call is interrupted, until it comes back. */
   private async finish(first: Reply, input: InputOp, events: AnswerEvent[]): Promise<Returned> {
     let reply = first;
     for (let k = 0; isParked(reply); k++) {
       await this.takeSplats(events);
-      const { id, device, listener, iova, size } = reply.notification;
-      const own = { listener, iova, size };
-      const script = input.scripts.exchange(k, own);
-      const calls: { op: InputOp['op']; answer: OwnAnswer }[] = [];
-      events.push({ type: 'notify', ...own, calls });
-      for (const call of script?.calls ?? []) {
-        const answer = await this.perform(call, id);
-        calls.push({ op: call.op, answer });
-        if (answer?.ret === null) return { ret: 0, errno: null, out: {} };
+      const { operation, notification } = reply;
+      const calls: NestedCall[] = [];
+      if (notification === null) {
+        const script = input.scripts.exchange(k, 'wait');
+        events.push({ type: 'wait', calls });
+        if (script === null) throw new Inexpressible(`${input.op} that sleeps for ever`);
+        if (script.killed) throw new Inexpressible(`a fatal signal for a sleeping ${input.op}`);
+        await this.nest(script.calls, null, calls);
+      } else {
+        const { id, device, listener, iova, size } = notification;
+        const script = input.scripts.exchange(k, { listener, iova, size });
+        events.push({ type: 'notify', listener, iova, size, calls });
+        const stuck = await this.nest(script?.calls ?? [], id, calls);
+        if (stuck) return { ret: 0, errno: null, out: {} };
+        const ret = script?.returns ?? NOTIFY_DONE;
+        await this.machine.call({ op: 'ack_notification', device, notification: id, ret, reason: 'ack', detail: null }, null);
       }
-      const ret = script?.returns ?? NOTIFY_DONE;
-      await this.machine.call(
-        { op: 'ack_notification', device, notification: id, ret, reason: 'ack', detail: null },
-        null,
-      );
-      reply = await this.machine.resume(reply.operation);
+      reply = await this.machine.resume(operation);
     }
     return reply;
+  }
+
+  /** Makes the calls of an interruption; true when one of them never returned. */
+  private async nest(script: InputOp[], inside: string | null, calls: NestedCall[]): Promise<boolean> {
+    for (const call of script) {
+      const answer = await this.perform(call, inside);
+      calls.push({ op: call.op, answer });
+      if (answer?.ret === null) return true;
+    }
+    return false;
   }
 
   private async takeSplats(events: AnswerEvent[]): Promise<void> {

@@ -84,14 +84,15 @@ function partOp(json: unknown, where: string): { input: InputOp; answer: Answer 
   const scripts: Script[] = [];
   const events: AnswerEvent[] = [];
   for (const [k, event] of expect.events.entries()) {
-    if (event.type === 'notify') {
+    if (event.type === 'notify' || event.type === 'wait') {
       const calls = event.calls.map((call, j) => partOp(call, `${where}/expect/events[${k}]/calls[${j}]`));
-      const { listener, iova, size, returns } = event;
-      scripts.push({ calls: calls.map(({ input }) => input), returns });
-      const answers = calls.map(({ input, answer }) => ({ op: input.op, answer }));
-      events.push({ type: 'notify', listener, iova, size, calls: answers });
-    } else if (event.type === 'wait') events.push({ type: 'wait' });
-    else if (event.type === 'DEADLOCK') events.push({ type: 'DEADLOCK', what: event.lock });
+      const nested = calls.map(({ input, answer }) => ({ op: input.op, answer }));
+      const returns = event.type === 'notify' ? event.returns : null;
+      const killed = event.type === 'wait' && event.fatal_signal === true;
+      scripts.push({ calls: calls.map(({ input }) => input), returns, killed });
+      if (event.type === 'wait') events.push({ type: 'wait', calls: nested });
+      else events.push({ type: 'notify', listener: event.listener, iova: event.iova, size: event.size, calls: nested });
+    } else if (event.type === 'DEADLOCK') events.push({ type: 'DEADLOCK', what: event.lock });
     else events.push({ type: event.type, what: event.what });
   }
   const input = { op, args, scripts: sealScripts(scripts) } as InputOp;
@@ -106,7 +107,7 @@ function outputOf(expect: Expect): Output {
 }
 
 const sealScripts = (scripts: Script[]): ScriptSource => ({
-  exchange: (k: number, _own: OwnNotification) => scripts[k] ?? null,
+  exchange: (k: number, _own: OwnNotification | 'wait') => scripts[k] ?? null,
 });
 
 function requireSchema(validator: Validator<Record<never, never>, TSchema>, value: unknown, where: string): void {

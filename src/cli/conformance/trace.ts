@@ -23,18 +23,24 @@ export interface OwnNotification {
   size: string;
 }
 
-/** What a listener does inside its callback: its calls, and the value it returns. */
+/**
+ * What happens while an operation is interrupted: the calls of a listener inside its callback and the value it returns, or
+ * the calls of another thread while the operation sleeps.
+ */
 export interface Script {
   calls: InputOp[];
-  returns: number;
+  /** null: nobody answers, the operation sleeps. */
+  returns: number | null;
+  /** The sleeper gets a fatal signal. */
+  killed: boolean;
 }
 
 /**
- * Hands out what the listener did in the k-th notification of one operation (from 0), only in exchange for the k-th
- * notification that the replayed machine made; null when the recording has no k-th.
+ * Hands out what happened in the k-th interruption of one operation (from 0), only in exchange for the k-th interruption of
+ * the replayed machine's own: its notification, or that it sleeps. null when the recording has no k-th.
  */
 export interface ScriptSource {
-  exchange(k: number, own: OwnNotification): Script | null;
+  exchange(k: number, own: OwnNotification | 'wait'): Script | null;
 }
 
 /** The answer to one operation: the replayer makes one, the recording holds one, and only then they are compared. */
@@ -51,9 +57,15 @@ export interface Answer {
 export type Output = { [field: string]: unknown };
 
 export type AnswerEvent =
-  | ({ type: 'notify'; calls: { op: TraceOp; answer: Answer | null }[] } & OwnNotification)
-  | { type: 'WARN' | 'BUG' | 'DEADLOCK'; what: string }
-  | { type: 'wait' };
+  | ({ type: 'notify'; calls: NestedCall[] } & OwnNotification)
+  | { type: 'wait'; calls: NestedCall[] }
+  | { type: 'WARN' | 'BUG' | 'DEADLOCK'; what: string };
+
+/** A call made while another one is interrupted; the answer is null where it could not be made. */
+export interface NestedCall {
+  op: TraceOp;
+  answer: Answer | null;
+}
 
 /** What the recorded kernel answered, in the order of Trace.ops. Sealed until the replayer's own answer is there. */
 export interface Recorded {

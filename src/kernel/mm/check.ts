@@ -13,7 +13,7 @@ import {
   PG_CLAIMED,
   PG_DECLARED,
   PG_DIRTY,
-} from './page.ts';
+} from './page-frames.ts';
 import { flagsAt, isResident, PTE_TYPE_MASK, PTRS_PER_PTE, pfnAt, walkPageRange } from './page-table.ts';
 import { vmaAt } from './vma.ts';
 

@@ -5,7 +5,7 @@ import type { Host } from '../host.ts';
 import { cachePage } from './file.ts';
 import { getLayout, layoutPfn, layoutState } from './layout.ts';
 import type { MmStruct } from './mm.ts';
-import { KIND_ANON, KIND_ZERO, MAX_MAPCOUNT } from './page.ts';
+import { KIND_ANON, KIND_ZERO, MAX_MAPCOUNT } from './page-frames.ts';
 import {
   leafIndex,
   PTE_DIRTY,

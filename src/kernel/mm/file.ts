@@ -3,7 +3,7 @@
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { MAX_FILES } from '../limits.ts';
-import { KIND_FILE } from './page.ts';
+import { KIND_FILE } from './page-frames.ts';
 
 export interface MappedFile {
   name: string;

@@ -2,7 +2,7 @@
 
 import type { MappedFile } from './file.ts';
 import type { Layout } from './layout.ts';
-import { PageFrames } from './page.ts';
+import { PageFrames } from './page-frames.ts';
 import { PageTable } from './page-table.ts';
 import type { Task, ThreadGroup } from './task.ts';
 import { VmaList } from './vma.ts';
@@ -19,8 +19,6 @@ export class MmStruct {
   /** Pages charged against RLIMIT_MEMLOCK. Means this number modulo 2^64: an underflow wraps in the kernel. */
   locked_vm = 0;
   /** The part of locked_vm that adjust_locked_vm added. */
-  adjusted = 0;
-  /** What adjust_locked_vm has added to locked_vm, to tell it from charges. */
   adjusted = 0;
   /** Pages counted by those who pin without charging locked_vm (VmPin). VFIO type1 is not one of them. */
   pinned_vm = 0;

@@ -15,7 +15,7 @@ import {
   KIND_ZERO,
   MAX_MAPCOUNT,
   PG_CLAIMED,
-} from './page.ts';
+} from './page-frames.ts';
 import {
   missingPageTables,
   PTE_PRESENT,

@@ -4,7 +4,7 @@ import type { HostSection } from '../snapshot.ts';
 import type { MappedFile } from './file.ts';
 import type { Layout } from './layout.ts';
 import { Mm, MmStruct } from './mm.ts';
-import type { PageChunk } from './page.ts';
+import type { PageChunk } from './page-frames.ts';
 import type { Leaf } from './page-table.ts';
 import type { Task, ThreadGroup } from './task.ts';
 import type { Vma } from './vma.ts';

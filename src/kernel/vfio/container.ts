@@ -111,9 +111,14 @@ export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu'
   return { ret: 0, fields: {} };
 }
 
-/** The iommu object of a container for one of its ioctls. EIO, EBADF, EINVAL when SET_IOMMU was not done. */
+/** The iommu object of a container for an ioctl that changes it. EIO, EBADF, EINVAL when SET_IOMMU was not done. */
 export function requireIommu(container: Container): Iommu {
   requireAlive(container);
+  return readIommu(container);
+}
+
+/** The iommu object of a container for an ioctl that only asks, which a dead container still answers. EBADF, EINVAL. */
+export function readIommu(container: Container): Iommu {
   requireOpen(container);
   if (container.iommu === null)
     throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'attach a group, then SET_IOMMU' });
@@ -124,6 +129,6 @@ export function requireIommu(container: Container): Iommu {
  * VFIO_CHECK_EXTENSION. EINVAL without a back end: as the recorded 5.15 traces answer.
  */
 export function checkExtension(container: Container, extension: number): number {
-  requireIommu(container);
+  readIommu(container);
   return EXTENSIONS.has(extension) || extension === DMA_CC ? 1 : 0;
 }

@@ -136,28 +136,28 @@ function dropReference(runs: LedgerRun[], index: number, iova: number): void {
   }
 }
 
+/** The runs of the leaf of a page, if the device holds a reference on it. */
+function runsHolding(iommu: Iommu, device: string, iova: number): LedgerRun[] | null {
+  const runs = iommu.ledger.get(device)?.leaves.get(leafOf(iova));
+  if (runs === undefined) return null;
+  const run = runs[indexOf(runs, iova)];
+  return run !== undefined && contains(run, iova) ? runs : null;
+}
+
 /** One reference less on a page: of the device itself if it holds one, else of any other that does. */
 export function ledgerUnpin(iommu: Iommu, device: string, iova: number): void {
-  const leaf = leafOf(iova);
-  const holds = (id: string): LedgerRun[] | null => {
-    const runs = iommu.ledger.get(id)?.leaves.get(leaf);
-    if (runs === undefined) return null;
-    const run = runs[indexOf(runs, iova)];
-    return run !== undefined && contains(run, iova) ? runs : null;
-  };
   let owner = device;
-  let runs = holds(device);
+  let runs = runsHolding(iommu, device, iova);
   if (runs === null)
-    for (const other of iommu.ledger.keys()) {
-      runs = holds(other);
-      owner = other;
+    for (owner of iommu.ledger.keys()) {
+      runs = runsHolding(iommu, owner, iova);
       if (runs !== null) break;
     }
   if (runs === null) throw new Error(`ledger: nobody holds iova page ${iova}`);
   dropReference(runs, indexOf(runs, iova), iova);
   if (runs.length > 0) return;
   const leaves = iommu.ledger.get(owner)?.leaves;
-  leaves?.delete(leaf);
+  leaves?.delete(leafOf(iova));
   if (leaves?.size === 0) iommu.ledger.delete(owner);
 }
 

@@ -206,9 +206,7 @@ function underChainLock(
   const container = group?.container as string;
   const locals = { container, device: notifier.device, notifier: notifier.id, priority };
   const operation = startOperation(host, { kind, locals });
-  chain.waiters.push(operation.id);
-  block(operation, 'wait_chain_lock', `notifier_chain:${container}`);
-  trace(host, 'lock', operation.id, { lock: `notifier_chain:${container}`, state: 'waits' });
+  waitForChain(host, chain, operation);
   return { ...done(), parked: operation.id };
 }
 
@@ -223,10 +221,15 @@ export function enterChain(host: Host, chain: NotifierChain, operation: Operatio
     chain.readers.push(operation.id);
     return true;
   }
-  chain.waiters.push(operation.id);
-  block(operation, 'wait_chain_lock', `notifier_chain:${operation.locals.container}`);
-  trace(host, 'lock', operation.id, { lock: `notifier_chain:${operation.locals.container}`, state: 'waits' });
+  waitForChain(host, chain, operation);
   return false;
+}
+
+function waitForChain(host: Host, chain: NotifierChain, operation: Operation): void {
+  const lock = `notifier_chain:${operation.locals.container}`;
+  chain.waiters.push(operation.id);
+  block(host, operation, 'wait_chain_lock', lock);
+  trace(host, 'lock', operation.id, { lock, state: 'waits' });
 }
 
 /** Drops a reader's lock; when it was the last, those who wait get it in order of arrival. */
@@ -234,6 +237,9 @@ export function leaveChain(host: Host, chain: NotifierChain, operation: Operatio
   chain.readers = chain.readers.filter((id) => id !== operation.id);
   grantChain(host, chain);
 }
+
+const traceGranted = (host: Host, operation: Operation): void =>
+  trace(host, 'lock', operation.id, { lock: `notifier_chain:${operation.locals.container}`, state: 'granted' });
 
 function grantChain(host: Host, chain: NotifierChain): void {
   for (let id = chain.waiters[0]; id !== undefined; id = chain.waiters[0]) {
@@ -243,10 +249,12 @@ function grantChain(host: Host, chain: NotifierChain): void {
     } else if (operation.kind === 'unmap_dma') {
       chain.waiters.shift();
       chain.readers.push(id);
+      traceGranted(host, operation);
       continueUnmapWalk(host, operation, null);
     } else if (operation.kind === 'register_notifier' || operation.kind === 'unregister_notifier') {
       if (chain.readers.length > 0) return;
       chain.waiters.shift();
+      traceGranted(host, operation);
       const { kind, locals } = operation;
       settle(host, operation, (): Done => {
         changeChain(host, chain, kind, locals.notifier, locals.priority);

@@ -190,7 +190,7 @@ function findInvalidVaddr(host: Host, iommu: Iommu, { user_pfn, npage }: PinPage
 function waitForVaddr(host: Host, container: Container, iommu: Iommu, command: PinPages, waiting: Operation | null): Done {
   if (!iommu.container_open) throw new Errno('EFAULT', `container '${container.id}' was closed while a vaddr is invalid`);
   const operation = waiting ?? startOperation(host, { kind: 'pin_pages', locals: { container: container.id, command } });
-  block(operation, 'wait_vaddr', `vaddr:${container.id}`);
+  block(host, operation, 'wait_vaddr', `vaddr:${container.id}`);
   iommu.vaddr_wait.push(operation.id);
   return { ret: 0, fields: {}, parked: operation.id };
 }

@@ -290,7 +290,7 @@ function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: 
   const notification = { id, device: notifier.device, notifier: notifier.id, event: 'DMA_UNMAP' as const, ...range, container, attempt, seq: host.seq };
   host.vfio.notifications.set(id, { notification, operation: operation.id, delivery, at: host.call.at });
   host.emitted.push(id);
-  block(operation, 'notify', `notification:${id}`);
+  block(host, operation, 'notify', `notification:${id}`);
   return null;
 }
 

@@ -4,7 +4,8 @@ import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { addressOf, hex, isPageAligned, PAGES_IN_U64, pageNumberOf, sizeOf } from '../lib/u64.ts';
 import { getLayout, layoutPfn } from '../mm/layout.ts';
-import { KIND_ANON, KIND_DEVICE, KIND_FILE, kindName } from '../mm/page.ts';
+import { kindName } from '../mm/page.ts';
+import { KIND_ANON, KIND_DEVICE, KIND_FILE } from '../mm/page-frames.ts';
 import { PTE_PRESENT, PTE_TYPE_MASK, PTE_WRITE } from '../mm/page-table.ts';
 import { getTask, mmOf, taskFields } from '../mm/task.ts';
 import {

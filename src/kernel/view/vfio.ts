@@ -4,7 +4,7 @@ import { Errno, NoSuchObject } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { addressOf, hex, pageNumberOf, sizeOf } from '../lib/u64.ts';
 import type { Fields, Value } from '../outcome.ts';
-import { type Container, checkExtension as extensionOf, getContainer, requireIommu } from '../vfio/container.ts';
+import { type Container, checkExtension as extensionOf, getContainer, readIommu } from '../vfio/container.ts';
 import { type Device, getDevice } from '../vfio/device.ts';
 import { mappingsOf, type VfioDma } from '../vfio/dma.ts';
 import { getGroup, type Group } from '../vfio/group.ts';
@@ -42,11 +42,11 @@ const INFO_FLAG_CAPS = 2;
 const CAPABILITY_SIZE: Readonly<Record<number, number>> = { 2: 32, 3: 12 };
 
 /**
- * VFIO_IOMMU_GET_INFO, with the struct's field names. EIO, EBADF, EINVAL no iommu; EINVAL argsz below 16. Where argsz does not
+ * VFIO_IOMMU_GET_INFO, with the struct's field names. EBADF, EINVAL no iommu; EINVAL argsz below 16. Where argsz does not
  * cover the capability chain, argsz says what would, cap_offset is 0 and the CAPS flag is set all the same.
  */
 export function viewInfo(host: Host, id: string, argsz: number): Fields {
-  const iommu = requireIommu(getContainer(host, id));
+  const iommu = readIommu(getContainer(host, id));
   if (argsz < INFO_MIN_ARGSZ) throw new Errno('EINVAL', `argsz ${argsz} is less than ${INFO_MIN_ARGSZ}`);
   const ids = host.profile.infoCapabilities;
   const needed = ids.reduce((sum, cap) => sum + (CAPABILITY_SIZE[cap] ?? 0), INFO_ARGSZ);

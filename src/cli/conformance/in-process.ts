@@ -1,0 +1,108 @@
+// The in-process backend: commands go straight to the kernel, state is read with the views that the HTTP service shows too.
+
+import type { Call, Command, HostOptions } from '../../kernel/command.ts';
+import { createHost, execute } from '../../kernel/execute.ts';
+import type { Host } from '../../kernel/host.ts';
+import { hex } from '../../kernel/lib/u64.ts';
+import { getOperation } from '../../kernel/operation.ts';
+import { type Fields, type Outcome, refusalOf, type Value } from '../../kernel/outcome.ts';
+import { viewPage, viewTask } from '../../kernel/view/tasks.ts';
+import { checkExtension, listMappings, listPfns, viewContainer, viewInfo } from '../../kernel/view/vfio.ts';
+import type { Question } from './commands.ts';
+import { CONTAINER, leaderOf } from './layout.ts';
+import type { Backend, Machine, Reply, Returned, Splat } from './machine.ts';
+import { infoOf, lockedVmOf, mappingOf, outputOf, notificationIn, pageOf, type Shown } from './observe.ts';
+import type { MemoryModel } from './trace-format.ts';
+import type { State } from './trace.ts';
+
+export class InProcess implements Backend {
+  readonly name = 'in process';
+
+  async begin(options: HostOptions, model: MemoryModel): Promise<Machine> {
+    return new KernelMachine(createHost('conformance', options, 0), model);
+  }
+
+  async close(): Promise<void> {}
+}
+
+/** Every page of a list that fits one call. */
+const ALL = Number.MAX_SAFE_INTEGER;
+
+class KernelMachine implements Machine {
+  private lastSplat = 0;
+
+  constructor(
+    private readonly host: Host,
+    private readonly model: MemoryModel,
+  ) {}
+
+  async call(command: Command, inside: string | null): Promise<Reply> {
+    const call: Call = { at: this.host.seq, request_id: `call-${this.host.seq + 1}`, notification: inside, command };
+    const outcome = execute(this.host, call);
+    return outcome.parked === undefined ? returned(command.op, outcome) : this.resume(outcome.parked);
+  }
+
+  async resume(id: string): Promise<Reply> {
+    const { kind, outcome, blocked_on } = getOperation(this.host, id);
+    if (outcome !== null) return returned(kind, outcome);
+    const pending = this.host.vfio.notifications.get(notificationIn(blocked_on))?.notification;
+    if (pending === undefined) return { operation: id, notification: null };
+    const { device, notifier: listener, iova, size } = pending;
+    return { operation: id, notification: { id: pending.id, device, listener, iova: hex(iova), size: hex(size) } };
+  }
+
+  async ask(question: Question): Promise<Returned> {
+    try {
+      if (question.ask === 'get_info') return infoOf(printed(viewInfo(this.host, CONTAINER, question.argsz)));
+      return { ret: checkExtension(this.host, CONTAINER, question.ext).ret as number, errno: null, out: {} };
+    } catch (error) {
+      const { ret, refusal } = refusalOf(error);
+      return { ret, errno: refusal.errno, out: {} };
+    }
+  }
+
+  async splats(): Promise<Splat[]> {
+    const { items } = this.host.dmesg.since(this.lastSplat, ALL);
+    this.lastSplat = items.at(-1)?.n ?? this.lastSplat;
+    return items.flatMap(({ kind, where }) => (kind === null || where === null ? [] : [{ kind, where }]));
+  }
+
+  async state(): Promise<State> {
+    const exists = this.host.vfio.containers.has(CONTAINER);
+    const container = exists ? viewContainer(this.host, CONTAINER) : NO_CONTAINER;
+    const listed = exists ? listMappings(this.host, CONTAINER, null, ALL).items : [];
+    const mappings = listed.map((mapping) => {
+      const pfns = listPfns(this.host, CONTAINER, mapping.iova as bigint, null, ALL).items;
+      return mappingOf(printed(mapping), pfns.map(printed));
+    });
+    const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1));
+    const tasks = Object.keys(this.model.processes).map((process) => [process, viewTask(this.host, leaderOf(process))] as const);
+    return {
+      mappings,
+      locked_vm: Object.fromEntries(tasks.map(([process, task]) => [process, lockedVmOf(printed(task))])),
+      pages: pages.map(printed).flatMap(pageOf),
+      dma_avail: container.dma_avail as number | null,
+      ...(container.iommu_type === null ? {} : { listeners: (container.notifiers as Value[]).length }),
+    };
+  }
+
+  async end(): Promise<void> {}
+}
+
+/** A container is gone when its fd is closed and its last group has left. */
+const NO_CONTAINER: Fields = { dma_avail: null, iommu_type: null, notifiers: [] };
+
+function returned(op: string, { ret, refusal, fields }: Outcome): Returned {
+  const shown = printed({ ...fields, ...((refusal?.left as Fields | undefined) ?? {}) });
+  return { ret, errno: refusal?.errno ?? null, out: outputOf(op, shown) };
+}
+
+/** Fields as the service prints them in JSON. */
+const printed = (fields: Fields): Shown => printedValue(fields) as Shown;
+
+function printedValue(value: Value): unknown {
+  if (typeof value === 'bigint') return hex(value);
+  if (Array.isArray(value)) return value.map(printedValue);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, printedValue(item)]));
+}

@@ -1,0 +1,220 @@
+// The HTTP backend: every call and every look is a real request to a service, on connections that are kept alive.
+
+import { Pool } from 'undici';
+import type { Command, HostOptions } from '../../kernel/command.ts';
+import type { Question } from './commands.ts';
+import { requestOf } from './http-request.ts';
+import { CONTAINER, leaderOf } from './layout.ts';
+import type { Backend, Machine, Parked, Reply, Returned, Splat } from './machine.ts';
+import { infoOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
+import type { MemoryModel, Vma } from './trace-format.ts';
+import type { State } from './trace.ts';
+
+/** Connections that are used at the same time. */
+const CONNECTIONS = 8;
+/** Items in one page of a list: the most that the service gives. */
+const LIST_LIMIT = 10_000;
+
+/** A service to talk to, and how to end it. */
+export interface RunningService {
+  url: string;
+  token?: string;
+  close: () => Promise<void>;
+}
+
+interface Response {
+  status: number;
+  body: Shown;
+}
+
+export class OverHttp implements Backend {
+  readonly name: string;
+  private readonly pool: Pool;
+  private hosts = 0;
+
+  constructor(private readonly service: RunningService) {
+    this.name = `over HTTP, ${service.url}`;
+    this.pool = new Pool(service.url, { connections: CONNECTIONS });
+  }
+
+  async begin(options: HostOptions, model: MemoryModel): Promise<Machine> {
+    const id = `conformance-${process.pid}-${++this.hosts}`;
+    const client = new Client(this.pool, `/v1/hosts/${id}`, this.service.token);
+    const { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages } = options;
+    const body = { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages };
+    const made = await client.send('PUT', '', body);
+    if (made.status !== 201) throw new Error(`PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`);
+    return new HttpMachine(client, model);
+  }
+
+  async close(): Promise<void> {
+    await this.pool.close();
+    await this.service.close();
+  }
+}
+
+class Client {
+  constructor(
+    private readonly pool: Pool,
+    private readonly base: string,
+    private readonly token: string | undefined,
+  ) {}
+
+  async send(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Response> {
+    const authorization = this.token === undefined ? {} : { authorization: `Bearer ${this.token}` };
+    const json = body === undefined ? {} : { 'content-type': 'application/json' };
+    const reply = await this.pool.request({
+      method: method as 'GET',
+      path: this.base + path,
+      headers: { ...headers, ...json, ...authorization },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    });
+    const text = await reply.body.text();
+    const response = { status: reply.statusCode, body: (text === '' ? {} : JSON.parse(text)) as Shown };
+    if (response.status === 400 || response.status >= 500)
+      throw new Error(`${method} ${this.base}${path} answered ${response.status}: ${text}; it was sent ${JSON.stringify(body)}`);
+    return response;
+  }
+
+  /** A GET that must succeed. */
+  async get(path: string): Promise<Shown> {
+    const { status, body } = await this.send('GET', path);
+    if (status !== 200) throw new Error(`GET ${path} answered ${status}: ${JSON.stringify(body)}`);
+    return body;
+  }
+
+  /** All items of a paged list. */
+  async list(path: string): Promise<Shown[]> {
+    const items: Shown[] = [];
+    let cursor: string | null = null;
+    do {
+      const page: Shown = await this.get(`${path}?limit=${LIST_LIMIT}${cursor === null ? '' : `&cursor=${cursor}`}`);
+      items.push(...(page.items as Shown[]));
+      cursor = (page.next_cursor as string | null) ?? null;
+    } while (cursor !== null);
+    return items;
+  }
+}
+
+/** What a reply or a problem says. A container that died is gone (410), which the replayer knows from dmesg. */
+const returned = (op: string, body: Shown): Returned => ({
+  ret: body.ret as number,
+  errno: body.status === 404 ? 'NOT_FOUND' : ((body.errno as string | undefined) ?? null),
+  out: outputOf(op, body),
+});
+
+class HttpMachine implements Machine {
+  private lastSplat = 0;
+  /** Areas that some mapping has covered: only their pages can have been pinned. */
+  private readonly reached = new Set<Vma>();
+
+  constructor(
+    private readonly client: Client,
+    private readonly model: MemoryModel,
+  ) {}
+
+  async call(command: Command, inside: string | null): Promise<Reply> {
+    const { method, path, body } = requestOf(command);
+    const headers = { prefer: 'respond-async', ...(inside === null ? {} : { 'x-notification': inside }) };
+    const response = await this.client.send(method, path, body, headers);
+    return response.status === 202 ? this.waiting(response.body) : returned(command.op, response.body);
+  }
+
+  async resume(operation: string): Promise<Reply> {
+    return this.waiting(await this.client.get(`/operations/${operation}`));
+  }
+
+  /** An operation as the service shows it: done, or what it waits for. */
+  private async waiting(operation: Shown): Promise<Reply> {
+    const { id, kind, state, result, problem, blocked_on } = operation as { id: string; kind: string } & Shown;
+    if (state === 'done') return returned(kind, (problem ?? result) as Shown);
+    const notification = notificationIn(blocked_on);
+    if (notification === '') return { operation: id, notification: null };
+    for (const device of Object.keys(this.model.devices)) {
+      const { items } = (await this.client.get(`/devices/${device}/notifications`)) as { items: Shown[] };
+      const found = items.find((item) => item.id === notification);
+      if (found !== undefined) return { operation: id, notification: shownNotification(found) };
+    }
+    throw new Error(`operation ${id} waits for ${notification}, which no device is told of`);
+  }
+
+  async ask(question: Question): Promise<Returned> {
+    const info = question.ask === 'get_info';
+    const path = info ? `info?argsz=${question.argsz}` : `extensions/${question.ext}`;
+    const { status, body } = await this.client.send('GET', `/containers/${CONTAINER}/${path}`);
+    return status === 200 && info ? infoOf(body) : returned(question.ask, body);
+  }
+
+  async splats(): Promise<Splat[]> {
+    const splats: Splat[] = [];
+    for (;;) {
+      const { items } = (await this.client.get(`/dmesg?since=${this.lastSplat}&limit=${LIST_LIMIT}`)) as { items: Shown[] };
+      const last = items.at(-1);
+      if (last === undefined) return splats;
+      this.lastSplat = last.n as number;
+      for (const { kind, where } of items) if (kind !== null) splats.push({ kind, where } as Splat);
+      if (items.length < LIST_LIMIT) return splats;
+    }
+  }
+
+  async state(): Promise<State> {
+    const path = `/containers/${CONTAINER}`;
+    const processes = Object.keys(this.model.processes);
+    const [container, tasks] = await Promise.all([
+      this.client.send('GET', path),
+      Promise.all(processes.map((process) => this.client.get(`/tasks/${leaderOf(process)}`))),
+    ]);
+    const { dma_avail, iommu_type, notifiers } = container.status === 404 ? NO_CONTAINER : container.body;
+    const listed = iommu_type === null ? [] : await this.client.list(`${path}/mappings`);
+    const mappings = await Promise.all(
+      listed.map(async (mapping) =>
+        mappingOf(mapping, mapping.npinned === 0 ? [] : await this.client.list(`${path}/mappings/${mapping.iova}/pfns`)),
+      ),
+    );
+    for (const mapping of mappings) this.reach(mapping.owner, BigInt(mapping.vaddr), BigInt(mapping.size));
+    return {
+      mappings,
+      locked_vm: Object.fromEntries(processes.map((process, i) => [process, lockedVmOf(tasks[i] as Shown)])),
+      pages: await this.pages(new Set(processes.filter((_, i) => tasks[i]?.alive === true))),
+      dma_avail: dma_avail as number | null,
+      ...(iommu_type === null ? {} : { listeners: (notifiers as unknown[]).length }),
+    };
+  }
+
+  private reach(process: string, vaddr: bigint, size: bigint): void {
+    for (const vma of this.model.processes[process]?.vmas ?? []) {
+      const start = BigInt(vma.start);
+      if (vaddr < start + (BigInt(vma.npages) << 12n) && start < vaddr + size) this.reached.add(vma);
+    }
+  }
+
+  /** The pages of the areas that mappings have reached: through the page table, or one by one when the task is gone. */
+  private async pages(alive: ReadonlySet<string>): Promise<State['pages']> {
+    const reads: Promise<Shown[]>[] = [];
+    for (const [process, { vmas }] of Object.entries(this.model.processes))
+      for (const vma of vmas.filter((area) => this.reached.has(area)))
+        reads.push(alive.has(process) ? this.pagesOfArea(process, vma) : this.pagesOneByOne(vma));
+    const byId = new Map((await Promise.all(reads)).flat().map((page) => [page.pfn as number, page]));
+    return [...byId.values()].flatMap(pageOf).sort(([a], [b]) => a - b);
+  }
+
+  private async pagesOfArea(process: string, { start, npages }: Vma): Promise<Shown[]> {
+    const path = `/tasks/${leaderOf(process)}/pages?addr=${start}&npage=${npages}`;
+    const { items } = (await this.client.get(path)) as { items: Shown[] };
+    return items.filter(({ pfn }) => pfn !== null);
+  }
+
+  private pagesOneByOne({ pages }: Vma): Promise<Shown[]> {
+    const ids = pages.flatMap(([first, count]) => Array.from({ length: count }, (_, i) => first + i));
+    return Promise.all(ids.map((id) => this.client.get(`/pages/${id}`)));
+  }
+
+  async end(): Promise<void> {
+    await this.client.send('DELETE', '');
+  }
+}
+
+const NO_CONTAINER: Shown = { dma_avail: null, iommu_type: null, notifiers: [] };
+
+const shownNotification = ({ id, device, notifier, iova, size }: Shown): Parked['notification'] =>
+  ({ id, device, listener: notifier, iova, size }) as Parked['notification'];
