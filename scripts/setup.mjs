@@ -146,13 +146,13 @@ function takeLock(lock) {
 async function install() {
   const npm = npmCommand();
   const nodedir = await nodeHeaders(npm);
-  const { code, output } = await run(npm[0], [...npm.slice(1), 'ci', '--include=dev', '--foreground-scripts'], {
+  const { code, output } = await run(npm[0], [...npm.slice(1), 'ci', '--include=dev', '--loglevel=error'], {
     ...engineFile(),
     ...(nodedir === null ? {} : { npm_config_nodedir: nodedir }),
   });
-  if (code !== 0) throw new SetupError(whyInstallFailed(output));
+  if (code !== 0) throw new SetupError(/gyp ERR!/.test(output) ? whyAddonFailed() : whyInstallFailed(output));
   const addon = await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').close()"]);
-  if (addon.code !== 0) throw new SetupError(whyInstallFailed(`better-sqlite3 gyp ERR!\n${addon.output}`));
+  if (addon.code !== 0) throw new SetupError(whyAddonFailed());
 }
 
 /** npm as this process was started by it, or from the PATH. */
@@ -176,28 +176,29 @@ async function nodeHeaders(npm) {
   return /^(undefined|null)?$/m.test(output.trim().split('\n').at(-1) ?? '') ? prefix : null;
 }
 
+function whyAddonFailed() {
+  const missing = [
+    ['python3', ['python3', 'python']],
+    ['make', ['make', 'gmake']],
+    ['g++', ['g++', 'c++', 'clang++']],
+  ].filter(([, names]) => !names.some(onPath));
+  return [
+    'the SQLite addon (better-sqlite3) could not be installed. Where no prebuilt one can be fetched it is compiled, which takes',
+    'python3, make, g++ and the headers of Node (in include/node beside bin/node, or fetched from nodejs.org).',
+    missing.length > 0
+      ? `Missing here: ${missing.map(([name]) => name).join(', ')}. On Debian and Ubuntu: apt-get install python3 make g++. On macOS: xcode-select --install.`
+      : 'The three programs are here, so see the lines above: often it is the headers, which npm_config_nodedir=/path can point to.',
+  ].join('\n');
+}
+
 function whyInstallFailed(output) {
-  if (/ENOENT.*npm/.test(output)) return 'npm is not found: it comes with Node, see https://nodejs.org';
-  if (/gyp ERR!|better-sqlite3/.test(output)) {
-    const missing = [
-      ['python3', ['python3', 'python']],
-      ['make', ['make', 'gmake']],
-      ['g++', ['g++', 'c++', 'clang++']],
-    ].filter(([, names]) => !names.some(onPath));
-    const what = missing.map(([name]) => name).join(', ');
-    return [
-      'the SQLite addon (better-sqlite3) could not be installed. Where no prebuilt one can be fetched it is compiled, which needs',
-      'python3, make, g++ and the headers of Node (include/node beside bin/node, or fetched from nodejs.org).',
-      what === ''
-        ? 'The three programs are here, so the lines above say what is wrong: often the headers, which npm_config_nodedir can point to.'
-        : `Missing here: ${what}. On Debian and Ubuntu: apt-get install python3 make g++. On macOS: xcode-select --install.`,
-    ].join('\n');
-  }
+  if (/spawn \S*npm\S* ENOENT/.test(output)) return 'npm is not found: it comes with Node, see https://nodejs.org';
   if (/E(NOTFOUND|AI_AGAIN|CONNREFUSED|CONNRESET|TIMEDOUT|NETUNREACH|HOSTUNREACH|SOCKETTIMEOUT)/.test(output)) {
-    return 'the npm registry cannot be reached: packages come from there the first time. See the lines above, and `npm config get registry` and `npm config get proxy`.';
+    return 'the npm registry cannot be reached, and packages come from there the first time: see the lines above, `npm config get registry` and `npm config get proxy`.';
   }
-  if (/EUSAGE/.test(output))
-    return 'package.json and package-lock.json do not agree: `npm install` writes the lock anew.';
+  if (/EUSAGE/.test(output)) {
+    return 'package.json and package-lock.json do not agree: `npm install`, then `npm run lock:platforms`, writes the lock anew.';
+  }
   return 'npm ci failed: the lines above say why.';
 }
 

@@ -20,7 +20,7 @@ export function sendError(error: FrameworkError, request: FastifyRequest, reply:
   const { problem, headers } = answerTo(error, request);
   if (problem.status >= 500 && problem.status !== 503) request.log.error({ err: error }, 'a request failed');
   if (typeof problem.errno === 'string') request.logged = { ...request.logged, errno: problem.errno };
-  return sendProblem(reply.headers(headers), problem);
+  return sendProblem(reply.header('x-request-id', request.id).headers(headers), problem);
 }
 
 function answerTo(error: FrameworkError, request: FastifyRequest): Answered {
@@ -53,6 +53,8 @@ function frameworkAnswer(
   switch (error.statusCode) {
     case 400:
       return plain(error instanceof SyntaxError || error.code === 'FST_ERR_CTP_INVALID_JSON_BODY' ? 'json' : 'request', error.message);
+    case 401:
+      return plain('unauthorized', error.message, {}, { 'www-authenticate': 'Bearer realm="vfio-mdev-emulator"' });
     case 404:
       return plain('not-found', error.message);
     case 413:

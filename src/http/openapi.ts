@@ -70,8 +70,8 @@ const PROBLEM: JsonObject = {
 };
 
 const header = (description: string): JsonObject => ({ description, schema: { type: 'string' } });
-const REQUEST_ID = { 'X-Request-Id': header("The request's id") };
-const RETRY_AFTER = { 'Retry-After': header('Seconds') };
+const REQUEST_ID: JsonObject = { 'X-Request-Id': { $ref: '#/components/headers/RequestId' } };
+const RETRY_AFTER: JsonObject = { 'Retry-After': header('Seconds') };
 
 /** The first example of a parameter or a body, for the curl line. */
 function curlOf(method: string, path: string, operation: JsonObject, spec: AnySpec): string {
@@ -95,8 +95,7 @@ function statusesOf(spec: AnySpec, method: string): number[] {
   for (const errno of spec.refusals ?? []) statuses.add(statusOfErrno(errno));
   if (spec.does !== 'process') {
     for (const status of [400, 401, 503]) statuses.add(status);
-    if (spec.params !== undefined && method !== 'put') statuses.add(404);
-    if (spec.params !== undefined && spec.does !== 'host') statuses.add(404);
+    if (spec.params !== undefined && !(spec.does === 'host' && method === 'put')) statuses.add(404);
     if (spec.body !== undefined) for (const status of [413, 415]) statuses.add(status);
     if (spec.does === 'command' && method === 'post') statuses.add(422);
   }
@@ -134,8 +133,14 @@ function problemExample(spec: AnySpec, status: number): ProblemBody {
 
 const statusOf = ({ errno }: RefusalExample): number => (errno === 'NOT_FOUND' ? 404 : statusOfErrno(errno));
 
-function problemResponse(spec: AnySpec, status: number): JsonObject {
+/** The responses that say the same of every operation. */
+const SHARED = [400, 401, 404, 410, 413, 415, 503];
+
+function problemResponse(spec: AnySpec, status: number, isShared = false): JsonObject {
   const errnos = errnosOf(spec, status);
+  const isOwn = spec.refusalExample !== undefined && statusOf(spec.refusalExample) === status;
+  if (SHARED.includes(status) && !isShared && !isOwn && (errnos.length === 0 || status === 410))
+    return { $ref: `#/components/responses/${sharedName(status)}` };
   const words = STATUS_WORDS[status] ?? '';
   return {
     description: errnos.length === 0 ? words : `${words}: ${errnos.join(', ')}`,
@@ -148,9 +153,20 @@ function problemResponse(spec: AnySpec, status: number): JsonObject {
   };
 }
 
+const sharedName = (status: number): string => `Problem${status}`;
+
+const NO_OPERATION: AnySpec = { operationId: 'map_dma', tag: 'dma', summary: '', description: '', does: 'command', success: [] };
+
+/** What operations refer to. */
+function sharedComponents(): JsonObject {
+  const responses: JsonObject = {};
+  for (const status of SHARED) responses[sharedName(status)] = problemResponse({ ...NO_OPERATION, refusals: status === 410 ? ['EIO'] : [] }, status, true);
+  return { responses, headers: { RequestId: header("The request's id") } };
+}
+
 function successResponse(spec: AnySpec, method: string, { description, schema, contentType, example }: Success): JsonObject {
-  const media = { schema: schemaJson(schema ?? spec.success[0]?.schema), ...(example === undefined ? {} : { examples: { success: { value: example as Json } } }) };
-  const replayed = spec.does === 'command' && method === 'post' ? { 'Idempotent-Replayed': header('true: the first reply to this key again') } : {};
+  const media: JsonObject = { schema: schemaJson(schema ?? spec.success[0]?.schema), ...(example === undefined ? {} : { examples: { success: { value: example as Json } } }) };
+  const replayed: JsonObject = spec.does === 'command' && method === 'post' ? { 'Idempotent-Replayed': header('true: the first reply to this key again') } : {};
   return { description, headers: { ...REQUEST_ID, ...replayed }, content: { [contentType ?? 'application/json']: media } };
 }
 
@@ -181,7 +197,7 @@ function completeOperation(path: string, method: string, operation: JsonObject):
   const refusals = spec.refusals === undefined ? '' : `\n\nErrnos: ${spec.refusals.join(', ')}.`;
   const description = `${spec.description}${refusals}\n\n\`\`\`sh\n${curlOf(method, path, operation, spec)}\n\`\`\``;
   const body = bodyOf(spec);
-  const security = spec.does === 'process' && spec.operationId !== 'metrics' ? { security: [] } : {};
+  const security: JsonObject = spec.does === 'process' && spec.operationId !== 'metrics' ? { security: [] } : {};
   return { ...rest, description, ...security, ...(body === null ? {} : { requestBody: body }), responses: responsesOf(spec, method) };
 }
 
@@ -217,8 +233,26 @@ export function completeDocument(document: JsonObject): JsonObject {
     paths[path] = operations;
   }
   const schemas: JsonObject = {};
-  const hoisted = hoistTitled(paths, schemas);
-  return { ...document, paths: hoisted, components: { ...(document.components as JsonObject), schemas } };
+  const parameters: JsonObject = {};
+  const shared = hoistTitled(sharedComponents(), schemas) as JsonObject;
+  const hoisted = hoistParameters(hoistTitled(paths, schemas) as JsonObject, parameters);
+  return { ...document, paths: hoisted, components: { ...(document.components as JsonObject), ...shared, parameters, schemas } };
+}
+
+/** Moves the header parameters, which many operations read, to the components. */
+function hoistParameters(paths: JsonObject, parameters: JsonObject): JsonObject {
+  for (const item of Object.values(paths) as JsonObject[])
+    for (const operation of Object.values(item) as JsonObject[]) {
+      const found = (operation.parameters ?? []) as JsonObject[];
+      if (found.length === 0) continue;
+      operation.parameters = found.map((parameter) => {
+        if (parameter.in !== 'header') return parameter;
+        const name = String(parameter.name).replaceAll('-', '');
+        parameters[name] = parameter;
+        return { $ref: `#/components/parameters/${name}` };
+      });
+    }
+  return paths;
 }
 
 export const swaggerOptions: FastifyDynamicSwaggerOptions = {
@@ -238,3 +272,6 @@ export const swaggerOptions: FastifyDynamicSwaggerOptions = {
   },
   transformObject: (found) => ('openapiObject' in found ? (completeDocument(found.openapiObject as never) as never) : (found as never)),
 };
+
+/** The document as it is committed. */
+export const documentText = (document: object): string => `${JSON.stringify(document, null, 2)}\n`;

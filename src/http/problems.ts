@@ -45,7 +45,6 @@ export const CAUSES = {
   'uri-too-long': { status: 414, title: 'Path segment too long' },
   'content-type': { status: 415, title: 'Content type not supported' },
   'idempotency-mismatch': { status: 422, title: 'Idempotency-Key used with another request' },
-  'webhook-refused': { status: 422, title: 'Webhook address not allowed' },
   unavailable: { status: 503, title: 'Not available now' },
   'too-many': { status: 503, title: 'A bound of the service is reached' },
   defect: { status: 500, title: 'Defect of the emulator' },

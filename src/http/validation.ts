@@ -136,7 +136,7 @@ function messageOf(error: ErrorObject): string {
   }
 }
 
-function known(schema: { properties?: Record<string, unknown> } | undefined): string {
-  const names = Object.keys(schema?.properties ?? {});
+function known(schema: ErrorObject['parentSchema']): string {
+  const names = Object.keys((schema?.properties ?? {}) as object);
   return names.length === 0 ? ': none is expected' : ` (known: ${names.join(', ')})`;
 }

@@ -173,7 +173,7 @@ export const OperationView = object('Operation', {
   at,
   request_id: str('Request that started it'),
   finished_seq: Nullable(Count('Command'), 'Command that finished it'),
-  result: Type.Optional(Type.Unsafe<unknown>({ anyOf: [{ type: 'object', required: ['ret'] }, { type: 'null' }], description: 'What its command returned; null while it runs' })),
+  result: Type.Optional(Nullable(Type.Object({ ret: Int('Return value') }, { additionalProperties: true }), 'What its command returned; null while it runs')),
   problem: Type.Optional(Problem),
 });
 export const operationExample = {

@@ -27,7 +27,7 @@ const LAYERS: Record<string, Layer> = {
   store: { folders: ['kernel', 'service'], library: (name) => other(name) || isPrisma(name) },
   http: { folders: ['kernel', 'service'], library: (name) => other(name) || isFastify(name) },
   cli: { folders: ['.', 'kernel', 'service', 'store', 'http'], library: other },
-  '.': { folders: [], library: other },
+  '.': { folders: ['kernel', 'service'], library: other },
 };
 /** The files beside the folders that put the parts together. */
 const WIRING = new Set(['src/app.ts', 'src/server.ts']);
@@ -64,7 +64,7 @@ export function violationsOf(file: string, text: string): Violation[] {
   for (const match of source.comments.matchAll(UNFINISHED))
     add(lineOf(text, match.index), 'unfinished work in a comment');
   for (const { specifier, line } of source.imports) {
-    if (specifier.startsWith('.') && !/\.(ts|mjs|json)$/.test(specifier))
+    if (specifier.startsWith('.') && !/\.(ts|mjs|json)$|\/dist\/.*\.js$/.test(specifier))
       add(line, `import without extension: ${specifier}`);
   }
 

@@ -255,10 +255,8 @@ const pages = describe({
 
 const limitOf = (limit: Static<typeof rlimit_memlock>): bigint | 'unlimited' => (limit === 'unlimited' ? limit : u64(limit));
 
-function backingOf(body: Static<typeof BackingBody> | undefined): Backing {
-  switch (body?.kind) {
-    case undefined:
-      return { kind: 'anon' };
+function backingOf(body: Static<typeof BackingBody> = { kind: 'anon' }): Backing {
+  switch (body.kind) {
     case 'file':
       return { kind: 'file', file: body.file, pgoff: int(body.pgoff ?? 0), shared: body.shared ?? true };
     case 'pfnmap':

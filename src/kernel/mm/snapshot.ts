@@ -2,7 +2,7 @@
 
 import type { HostSection } from '../snapshot.ts';
 import type { MappedFile } from './file.ts';
-import type { Layout } from './layout.ts';
+import { type Layout, useLayout } from './layout.ts';
 import { Mm, MmStruct } from './mm.ts';
 import type { PageChunk } from './page-frames.ts';
 import type { Leaf } from './page-table.ts';
@@ -37,6 +37,9 @@ interface FlatFile {
   pfns: Float64Array;
 }
 
+/** Immutable: its users are counted anew. */
+type FlatLayout = Omit<Layout, 'users' | 'version'>;
+
 type Flat<T> = Omit<T, 'version'>;
 
 function pick<T extends object, K extends keyof T>(from: T, keys: readonly K[]): Pick<T, K> {
@@ -61,6 +64,8 @@ const flatFile = ({ name, pages }: MappedFile): FlatFile => ({
   pfns: Float64Array.from(pages.values()),
 });
 
+const flatLayout = ({ pfns, ends, states }: Layout): FlatLayout => ({ pfns, ends, states });
+
 /** All of the memory side: what grows with memory knows the seq of its last change. */
 export function* mmSections(mm: Mm): Iterable<HostSection> {
   yield { key: REST, version: null, data: () => flatRest(mm) };
@@ -69,7 +74,7 @@ export function* mmSections(mm: Mm): Iterable<HostSection> {
   for (const file of mm.files.values())
     yield { key: `${FILE}${file.name}`, version: file.version, data: () => flatFile(file) };
   for (const [id, layout] of mm.layouts)
-    yield { key: `${LAYOUT}${id}`, version: layout.version, data: () => withoutVersion(layout) };
+    yield { key: `${LAYOUT}${id}`, version: layout.version, data: () => flatLayout(layout) };
   for (const { id, vmas, page_table } of mm.mms.values()) {
     yield { key: `${VMAS}${id}`, version: vmas.version, data: () => vmas.areas };
     for (const [index, leaf] of page_table.leaves)
@@ -114,5 +119,7 @@ export function restoreMm(data: ReadonlyMap<string, unknown>): Mm {
   Object.assign(mm, rest.counters);
   for (const where of rest.warned) mm.warned.add(where);
   for (const [key, section] of data) restoreSection(mm, key, section);
+  for (const { vmas } of mm.mms.values())
+    for (const { layout } of vmas.areas) if (layout !== null) useLayout(mm, layout, 1);
   return mm;
 }

@@ -2,10 +2,14 @@
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { openapiText } from './openapi-text.ts';
+import { buildApp } from '../app.ts';
+import { documentText } from '../http/openapi.ts';
+import { readSettings } from '../settings.ts';
 
 const file = fileURLToPath(new URL('../../openapi/openapi.json', import.meta.url));
-const text = await openapiText();
+const { http, close } = await buildApp(readSettings({ DATABASE_URL: 'memory:', LOG_LEVEL: 'silent' }, []));
+const text = documentText(http.swagger());
+await close();
 
 if (!process.argv.includes('--check')) {
   writeFileSync(file, text);
