@@ -1,5 +1,5 @@
 // Counts the test points that tap recorded and prints them as one line: node count-tests.mjs FOLDER FAILED_STEPS
-// A file without a closing plan counts as one failure, and so does an empty folder.
+// A file without a closing plan counts as one failure, and so does an empty folder. Exit code 1 when anything failed.
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -28,3 +28,4 @@ for (const file of files) {
 if (failed === 0) failed = Number(failedSteps) + (files.length === 0 ? 1 : 0);
 
 console.log(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}`);
+if (failed > 0) process.exitCode = 1;

@@ -26,11 +26,15 @@ export class ServiceProcess {
     readonly url: string,
   ) {}
 
-  /** Resolves when the service accepts requests; throws with its output if it ends before that. */
-  static async start(): Promise<ServiceProcess> {
+  /**
+   * Resolves when the service accepts requests; throws with its output if it ends before that. `settings` are environment
+   * variables beside those that make it throw-away; relative paths in them lie in the temporary directory.
+   */
+  static async start(settings: Record<string, string> = {}): Promise<ServiceProcess> {
     const directory = await mkdtemp(join(tmpdir(), 'vfio-mdev-demo-'));
     const { API_TOKEN: _, ...inherited } = process.env;
-    const env = { ...inherited, HOST: '127.0.0.1', PORT: '0', DATABASE_URL: 'memory:', LOG_LEVEL: 'warn' };
+    const throwAway = { HOST: '127.0.0.1', PORT: '0', DATABASE_URL: 'memory:', LOG_LEVEL: 'warn' };
+    const env = { ...inherited, ...throwAway, ...settings };
     const child = spawn(process.execPath, command(), { cwd: directory, env, stdio: ['ignore', 'pipe', 'pipe'] });
     try {
       return new ServiceProcess(child, directory, await listening(child));

@@ -49,7 +49,7 @@ export async function setup() {
 const STEPS = [
   {
     name: 'packages',
-    says: 'installing packages (npm ci): the first time takes a minute or two, because the SQLite addon may be compiled',
+    says: 'looking at node_modules',
     inputs: () => hashOf(read('package-lock.json'), process.versions.modules, process.platform, process.arch),
     made: () => existsSync(path('node_modules/.package-lock.json')),
     run: install,
@@ -144,6 +144,8 @@ function takeLock(lock) {
 }
 
 async function install() {
+  if (isInstalled() && (await addonLoads())) return;
+  say('installing packages (npm ci): a minute or two, when the SQLite addon has to be compiled');
   const npm = npmCommand();
   const nodedir = await nodeHeaders(npm);
   const { code, output } = await run(npm[0], [...npm.slice(1), 'ci', '--include=dev', '--loglevel=error'], {
@@ -151,8 +153,26 @@ async function install() {
     ...(nodedir === null ? {} : { npm_config_nodedir: nodedir }),
   });
   if (code !== 0) throw new SetupError(/gyp ERR!/.test(output) ? whyAddonFailed() : whyInstallFailed(output));
-  const addon = await run(process.execPath, ['-e', "new (require('better-sqlite3'))(':memory:').close()"]);
-  if (addon.code !== 0) throw new SetupError(whyAddonFailed());
+  if (!(await addonLoads())) throw new SetupError(whyAddonFailed());
+}
+
+/** Whether somebody else, `npm install` for one, has installed just what the lock says. */
+function isInstalled() {
+  if (!existsSync(path('node_modules/.package-lock.json'))) return false;
+  const installed = JSON.parse(read('node_modules/.package-lock.json')).packages;
+  const { '': _root, ...wanted } = JSON.parse(read('package-lock.json')).packages;
+  return (
+    Object.keys(installed).every((name) => wanted[name] !== undefined) &&
+    Object.entries(wanted).every(([name, { version, optional }]) =>
+      installed[name] === undefined ? optional === true : installed[name].version === version,
+    )
+  );
+}
+
+/** The addon is the one package that is made for this version of Node and this system. */
+async function addonLoads() {
+  const program = "new (require('better-sqlite3'))(':memory:').close()";
+  return (await run(process.execPath, ['-e', program], {}, false)).code === 0;
 }
 
 /** npm as this process was started by it, or from the PATH. */
@@ -215,7 +235,6 @@ function engineFile() {
 }
 
 async function generate() {
-  rmSync(path('src/store/generated'), { recursive: true, force: true });
   await mustRun('prisma generate', [path('node_modules/prisma/build/index.js'), 'generate'], engineFile());
 }
 

@@ -4,6 +4,7 @@ import { type FastifyBaseLogger } from 'fastify';
 import { pino } from 'pino';
 import type { Api } from './http/api.ts';
 import { buildHttp } from './http/http.ts';
+import { defaultCheckpoints } from './service/checkpointer.ts';
 import type { Clock } from './service/clock.ts';
 import type { Store } from './service/ports.ts';
 import { Service } from './service/service.ts';
@@ -33,7 +34,7 @@ export async function buildApp(settings: Settings, overrides: Overrides = {}): P
   const service = new Service({
     store: await openStore(settings, overrides.store),
     webhookPolicy: new WebhookPolicy(settings.WEBHOOK_ALLOW),
-    journalKeep: settings.JOURNAL_KEEP,
+    checkpoints: { ...defaultCheckpoints(settings.JOURNAL_KEEP), commands: settings.CHECKPOINT_COMMANDS },
     log: logger,
     ...(overrides.clock === undefined ? {} : { clock: overrides.clock }),
   });

@@ -3,7 +3,7 @@
 import { isIP } from 'node:net';
 import envSchema from 'env-schema';
 import { webhookAllowErrors } from './service/webhook-policy.ts';
-import { DEFAULT_JOURNAL_KEEP } from './service/limits.ts';
+import { CHECKPOINT_COMMANDS, DEFAULT_JOURNAL_KEEP } from './service/limits.ts';
 
 export interface Settings {
   HOST: string;
@@ -18,6 +18,8 @@ export interface Settings {
   WEBHOOK_ALLOW: string[];
   /** Commands that a host's journal keeps beyond checkpoints. */
   JOURNAL_KEEP: number;
+  /** Commands of a host between two of its checkpoints: what a restart executes again at most. */
+  CHECKPOINT_COMMANDS: number;
 }
 
 /** The service can't start as it is set up: what is wrong, one line each. */
@@ -41,6 +43,7 @@ const SCHEMA = {
     ALLOW_ANONYMOUS: text({ default: '0', enum: ['0', '1', 'false', 'true'] }),
     WEBHOOK_ALLOW: text({ default: '' }),
     JOURNAL_KEEP: { type: 'integer', default: DEFAULT_JOURNAL_KEEP, minimum: 1, maximum: 1_000_000_000 },
+    CHECKPOINT_COMMANDS: { type: 'integer', default: CHECKPOINT_COMMANDS, minimum: 1, maximum: 1_000_000_000 },
   },
 };
 const NAMES = Object.keys(SCHEMA.properties);

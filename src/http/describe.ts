@@ -109,7 +109,7 @@ export function describe<
   const { params, query, body, operationId, tag, summary, description } = spec;
   const schema = {
     ...(params === undefined ? {} : { params: Type.Object(params, { additionalProperties: false }) }),
-    ...(query === undefined ? {} : { querystring: Type.Object(query, { additionalProperties: false }) }),
+    ...(spec.does === 'process' ? {} : { querystring: Type.Object(query ?? {}, { additionalProperties: false }) }),
     ...(body === undefined ? {} : { body }),
     operationId,
     tags: [tag],

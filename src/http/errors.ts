@@ -62,7 +62,7 @@ function frameworkAnswer(
     case 414:
       return plain('uri-too-long', error.message);
     case 415:
-      return plain('content-type', 'the body must be application/json', {}, { accept: 'application/json' });
+      return plain('content-type', 'the body must be application/json', { accept: 'application/json' });
     case 503:
       return plain('unavailable', error.message, {}, retry);
     default:

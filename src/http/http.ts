@@ -2,7 +2,7 @@
 
 import { getHeapStatistics } from 'node:v8';
 import bearerAuth from '@fastify/bearer-auth';
-import helmet from '@fastify/helmet';
+import helmet, { type FastifyHelmetOptions } from '@fastify/helmet';
 import underPressure from '@fastify/under-pressure';
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController, type RouteOptions } from 'fastify';
@@ -35,6 +35,18 @@ import { pinRoutes } from './routes/pins.ts';
 import { metricsRoute, openProcessRoutes } from './routes/process.ts';
 import { taskRoutes } from './routes/tasks.ts';
 import { schemaCompiler } from './validation.ts';
+
+/** Plain http is served, so nothing may ask for https; headers for browsers that nobody runs are left out. */
+const HEADERS: FastifyHelmetOptions = {
+  contentSecurityPolicy: false,
+  hsts: false,
+  crossOriginOpenerPolicy: false,
+  originAgentCluster: false,
+  xDnsPrefetchControl: false,
+  xDownloadOptions: false,
+  xPermittedCrossDomainPolicies: false,
+  xXssProtection: false,
+};
 
 export interface HttpSettings {
   service: ServicePort;
@@ -77,7 +89,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
     addHeaders(route);
   });
   app.setNotFoundHandler(notFound(paths));
-  await app.register(helmet, { contentSecurityPolicy: false, hsts: false, crossOriginOpenerPolicy: false, originAgentCluster: false });
+  await app.register(helmet, HEADERS);
   await app.register(underPressure, {
     maxEventLoopDelay: MAX_EVENT_LOOP_DELAY_MS,
     maxHeapUsedBytes: getHeapStatistics().heap_size_limit * MAX_HEAP_SHARE,

@@ -5,7 +5,7 @@ import type { FastifyDynamicSwaggerOptions } from '@fastify/swagger';
 import type { ErrnoName } from '../kernel/errno.ts';
 import { type AnySpec, type RefusalExample, type Success, TAGS } from './describe.ts';
 import { CAUSES, type ProblemBody, problemOfCause, problemOfErrno, statusOfErrno } from './problems.ts';
-import { operationExample, OperationView } from './views.ts';
+import { Accepted, operationExample } from './views.ts';
 
 type Json = null | boolean | number | string | Json[] | JsonObject;
 interface JsonObject {
@@ -48,6 +48,7 @@ const PROBLEM: JsonObject = {
     limit: { type: 'integer', description: 'The bound that was reached' },
     accept: { ...str, description: 'Content type that is understood' },
     phys_pfn: { type: 'array', items: { type: 'integer', minimum: 0 }, description: 'The output array of a refused pin, as the kernel leaves it' },
+    notifications: { type: 'integer', minimum: 0, description: 'Handler calls before a refused unmap ended' },
     events_left: { type: 'integer', description: 'The events word after a refused registration' },
     errors: {
       type: 'array',
@@ -185,7 +186,7 @@ function responsesOf(spec: AnySpec, method: string): JsonObject {
     responses['202'] = {
       description: 'It waits, and the client prefers not to',
       headers: { ...REQUEST_ID, Location: header('Its operation'), 'Preference-Applied': header('respond-async') },
-      content: { 'application/json': { schema: schemaJson(OperationView), examples: { waiting: { value: operationExample } } } },
+      content: { 'application/json': { schema: schemaJson(Accepted), examples: { waiting: { value: { ret: 0, ...operationExample } } } } },
     };
   for (const status of statusesOf(spec, method)) responses[status] ??= problemResponse(spec, status);
   return responses;

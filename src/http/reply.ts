@@ -19,7 +19,7 @@ export async function submit(request: FastifyRequest, reply: FastifyReply, comma
   const { outcome, seq } = answer;
   request.logged = { host, op: command.op, seq, ret: outcome.ret, errno: outcome.refusal?.errno };
   if (answer.replayed) reply.header('idempotent-replayed', 'true');
-  if (answer.operation !== null) return accepted(request, reply, host, answer.operation);
+  if (answer.operation !== null) return accepted(request, reply, host, answer.operation, seq);
   if (outcome.refusal !== undefined) {
     const profile = await profileOf(request, host);
     return sendProblem(reply, refused(outcome.refusal, command.op, answer.request_id, { profile, seq }));
@@ -30,13 +30,19 @@ export async function submit(request: FastifyRequest, reply: FastifyReply, comma
 
 const done = ({ ret, fields }: Outcome, seq: number): JsonFields => ({ ret, ...printedFields(fields), seq });
 
-async function accepted(request: FastifyRequest, reply: FastifyReply, host: string, id: string): Promise<unknown> {
+/** 202 with the operation. It may be gone by now (a late replay, a reset): then the reply says what is known of it without. */
+async function accepted(request: FastifyRequest, reply: FastifyReply, host: string, id: string, seq: number): Promise<unknown> {
   reply.code(202).header('location', `/v1/hosts/${host}/operations/${id}`).header('preference-applied', 'respond-async');
-  return showOperation(request, (state) => viewOperation(state, id));
+  const shown = await showOperation(request, (state) => viewOperation(state, id)).catch(() => ({ id, kind: id.replace(/-\d+$/, '') }));
+  return { ret: 0, ...shown, seq };
 }
 
-const profileOf = async (request: FastifyRequest, host: string): Promise<string> =>
-  (await request.server.service.read(host, (state) => state.profile.name)).value;
+/** The host's profile; left out where the host has gone since it answered. */
+const profileOf = (request: FastifyRequest, host: string): Promise<string | undefined> =>
+  request.server.service.read(host, (state) => state.profile.name).then(
+    ({ value }) => value,
+    () => undefined,
+  );
 
 /** A refusal of the emulated kernel as a problem. What the kernel fills in although it refuses stands beside it. */
 export function refused(refusal: Refusal, op: string, instance: string, about: Record<string, unknown>): ProblemBody {

@@ -162,7 +162,7 @@ export const Tree = object('Tree', { count: Count('Records in the tree'), root: 
 
 const Problem = Type.Unsafe<unknown>({ $ref: '#/components/schemas/Problem' });
 
-export const OperationView = object('Operation', {
+const operationFields = {
   id,
   kind: str('Command that started it'),
   state: Names(['running', 'stopped', 'blocked', 'done'], 'State'),
@@ -175,7 +175,12 @@ export const OperationView = object('Operation', {
   finished_seq: Nullable(Count('Command'), 'Command that finished it'),
   result: Type.Optional(Nullable(Type.Object({ ret: Int('Return value') }, { additionalProperties: true }), 'What its command returned; null while it runs')),
   problem: Type.Optional(Problem),
-});
+};
+export const OperationView = object('Operation', operationFields);
+
+const { id: _id, kind, seq, ...mayBeGone } = operationFields;
+/** Reply to a command that waits while its client does not. */
+export const Accepted = object('Accepted', { ret: Int('0 while it waits'), id, kind, seq, ...Type.Partial(Type.Object(mayBeGone)).properties });
 export const operationExample = {
   id: 'unmap_dma-7',
   kind: 'unmap_dma',

@@ -13,7 +13,7 @@ import { copyOptions, DEFAULT_HOST_OPTIONS, optionsFromText, optionsToText, same
 import { type HostView, hostView, type LeakReport, leakReport, type NotLoaded, notLoadedView } from './host-view.ts';
 import { type JournalEntry, readJournal } from './journal.ts';
 import { Lifecycles } from './lifecycles.ts';
-import { MAX_HOSTS, MAX_WAITING_REQUESTS, STOP_BUDGET_MS, TTL_SWEEP_MS } from './limits.ts';
+import { DEFAULT_JOURNAL_KEEP, MAX_HOSTS, MAX_WAITING_REQUESTS, STOP_BUDGET_MS, TTL_SWEEP_MS } from './limits.ts';
 import { Loader } from './loader.ts';
 import { type ServiceLog, silentLog } from './log.ts';
 import type { HostRow, Store } from './ports.ts';
@@ -26,8 +26,6 @@ export interface ServiceSettings {
   /** Opened; stop() closes it. */
   store: Store;
   webhookPolicy: WebhookPolicy;
-  /** Commands that a host's journal keeps behind a checkpoint. */
-  journalKeep: number;
   clock?: Clock;
   log?: ServiceLog;
   checkpoints?: CheckpointSettings;
@@ -57,7 +55,7 @@ export class Service {
   private cancelSweep: () => void = () => {};
   private stopping: Promise<void> | null = null;
 
-  constructor({ store, webhookPolicy, journalKeep, clock, log, checkpoints }: ServiceSettings) {
+  constructor({ store, webhookPolicy, clock, log, checkpoints }: ServiceSettings) {
     this.store = store;
     this.clock = clock ?? systemClock;
     this.log = log ?? silentLog;
@@ -65,7 +63,7 @@ export class Service {
       for (const id of hosts) this.lose(id, error);
     });
     this.webhooks = new WebhookSender(webhookPolicy, this.clock);
-    this.checkpoints = checkpoints ?? defaultCheckpoints(journalKeep);
+    this.checkpoints = checkpoints ?? defaultCheckpoints(DEFAULT_JOURNAL_KEEP);
     this.loader = new Loader(store, this.committer, this.clock, this.log);
   }
 

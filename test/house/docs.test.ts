@@ -37,7 +37,7 @@ function pathsIn(file: string, markdown: string): string[] {
 
 /** npm scripts that a document names. */
 function scriptsIn(markdown: string): string[] {
-  return [...markdown.matchAll(/\bnpm (?:run ([\w:-]+)|(start|test)\b)/g)].map(
+  return [...markdown.matchAll(/\bnpm (?:run (?:--silent )?([\w:]+(?:-\w+)*)|(start|test)\b)/g)].map(
     (match) => (match[1] ?? match[2]) as string,
   );
 }
@@ -140,4 +140,15 @@ t.test('docs/reference/problems.md says of every errno whether profile 5.15 give
     const given = new RegExp(`Errno\\(\\s*'${(errno as string).toUpperCase()}'`).test(kernel);
     t.equal((when as string).includes('not in profile 5.15'), !given, `${errno}: ${when}`);
   }
+});
+
+t.test('docs/reference/settings.md names every setting with its default', async (t) => {
+  const { readSettings } = await import('../../src/settings.ts');
+  const printed = (value: unknown): string =>
+    value === null || value === false ? 'unset' : Array.isArray(value) ? 'empty' : String(value);
+  const named = [...read('docs/reference/settings.md').matchAll(/^\| `([A-Z_]+)` \| `?([^|`]+)`? \|/gm)].map(
+    (match) => [match[1] as string, (match[2] as string).trim()],
+  );
+  const defaults = Object.entries(readSettings({}, [])).map(([name, value]) => [name, printed(value)]);
+  t.strictSame(Object.fromEntries(named), Object.fromEntries(defaults));
 });

@@ -185,6 +185,7 @@ export class Model {
     const own = (): Entry => ({ pfn: this.alloc('anon'), write: true, dirty: true, special: false });
     if (entry === null) this.firstTouch(cell, write, own);
     else if (!write || entry.write) entry.dirty ||= write;
+    else if (cell.what === 'pfnmap') entry.write = true;
     else if (entry.special) cell.entry = own();
     else if (cell.shared) Object.assign(entry, { write: true, dirty: true });
     else if (this.use.get(entry.pfn) === 'anon' && this.refcount(entry.pfn) === 1)
@@ -237,7 +238,7 @@ export class Model {
     const cell = this.mms.get(mm)?.get(page);
     if (cell?.what !== 'pfnmap') return refuse('EFAULT');
     if (cell.entry === null) this.access(mm, page, write);
-    if (write && !cell.entry?.write) refuse('EFAULT');
-    return cell.pfn;
+    const { pfn, write: writable } = cell.entry as Entry;
+    return write && !writable ? refuse('EFAULT') : pfn;
   }
 }

@@ -136,6 +136,8 @@ export class NaiveMemory {
       if (pfns === null) mm.slots.set(page, { prot, backing: 'anon', pte: null });
       else {
         const backing = this.page(pfns[i] as number);
+        // A frame that was free is a new page now.
+        if (!backing.declared && backing.maps + backing.pins === 0) backing.dirty = false;
         if (backing.kind !== 'zero') backing.maps++;
         const writable = (prot & WRITE) !== 0 && backing.kind !== 'zero';
         mm.slots.set(page, { prot, backing, pte: { page: backing, writable } });

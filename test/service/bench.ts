@@ -122,7 +122,6 @@ export async function startService(store: Store, settings: BenchSettings = {}): 
   const service = new Service({
     store,
     clock,
-    journalKeep,
     webhookPolicy: new WebhookPolicy(allow),
     checkpoints: { commands: 1_000_000, bytes: 2 ** 40, journalKeep, ...checkpoints },
   });

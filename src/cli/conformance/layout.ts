@@ -2,6 +2,7 @@
 
 import type { Backing, Command, HostOptions, PageKind } from '../../kernel/command.ts';
 import { READ, WRITE } from '../../kernel/command.ts';
+import { PROFILES } from '../../kernel/profile.ts';
 import type { MemoryModel, Vma } from './trace-format.ts';
 
 /** The one container of a trace. */
@@ -26,15 +27,19 @@ export const processOf = (thread: string): string => thread.split('.')[0] as str
 export const threadsOf = (model: MemoryModel, process: string): string[] =>
   Array.from({ length: model.processes[process]?.threads ?? 0 }, (_, i) => `${process}.${i}`);
 
-export const hostOptions = (era: string, model: MemoryModel): HostOptions => ({
-  profile: era,
-  template: 'empty',
-  dma_entry_limit: model.dma_entry_limit,
-  notifier_timeout_ms: 600_000,
-  total_pages: 16_777_216,
-  fixes: [],
-  ttl_s: null,
-});
+/** The host of a trace: its era is its profile. Throws Inexpressible. */
+export function hostOptions(era: string, model: MemoryModel): HostOptions {
+  if (!Object.hasOwn(PROFILES, era)) throw new Inexpressible(`no profile ${era}`);
+  return {
+    profile: era,
+    template: 'empty',
+    dma_entry_limit: model.dma_entry_limit,
+    notifier_timeout_ms: 600_000,
+    total_pages: 16_777_216,
+    fixes: [],
+    ttl_s: null,
+  };
+}
 
 /** Every command of the layout, in order. Throws Inexpressible. */
 export function* layoutOf(model: MemoryModel): Iterable<Command> {

@@ -4,6 +4,8 @@ import { parseArgs } from 'node:util';
 import { PROFILES } from '../../kernel/profile.ts';
 import { InProcess } from './in-process.ts';
 import type { Backend } from './machine.ts';
+import { OverHttp } from './over-http.ts';
+import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
 import { readTraces, TraceError } from './trace-reader.ts';
@@ -12,14 +14,14 @@ import type { RecordedTrace } from './trace.ts';
 const USAGE = `usage: npm run conformance -- FILE... [options]
   FILE                     recorded traces, .jsonl or .jsonl.gz
   --in-process             replay in this process (the default without --http)
-  --http [URL]             replay over HTTP: on the service at URL, or on one started for this run
+  --http [URL]             replay over HTTP: on the service at URL (API_TOKEN is sent), or on one started for this run
   --include-features a,b   run traces with these features too
   --all                    run every trace, whatever its features
   --limit n                replay at most n traces a backend
 exit code: 0 agreement, 1 a difference, 2 bad usage or an unreadable file`;
 
-/** Features that the kernel models, beside traces that have none. */
-const SUPPORTED_FEATURES: ReadonlySet<string> = new Set();
+/** Features of traces that are run without being asked for. */
+const SUPPORTED_FEATURES: ReadonlySet<string> = new Set(['nested-unmap', 'self-deadlock']);
 
 class UsageError extends Error {}
 
@@ -93,9 +95,15 @@ async function run(backend: Backend, options: Options): Promise<Report> {
   return report;
 }
 
-async function backendsOf({ inProcess }: Options): Promise<Backend[]> {
-  const backends: Backend[] = [];
-  if (inProcess) backends.push(new InProcess());
+/** The backends of a run, each made when its turn comes. */
+function backendsOf({ inProcess, http }: Options): (() => Promise<Backend>)[] {
+  const backends: (() => Promise<Backend>)[] = [];
+  if (inProcess) backends.push(async () => new InProcess());
+  if (typeof http === 'string') {
+    const token = process.env.API_TOKEN;
+    const service = { url: http, close: async () => {}, ...(token ? { token } : {}) };
+    backends.push(async () => new OverHttp(service));
+  } else if (http === null) backends.push(async () => new OverHttp(await startService()));
   return backends;
 }
 
@@ -104,7 +112,8 @@ export async function main(argv: string[], print: (text: string) => void, warn: 
   try {
     const options = parse(argv);
     let code = 0;
-    for (const backend of await backendsOf(options)) {
+    for (const begin of backendsOf(options)) {
+      const backend = await begin();
       try {
         const report = await run(backend, options);
         print(report.print());

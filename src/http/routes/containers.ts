@@ -83,7 +83,7 @@ const info = describe({
       },
     },
   ],
-  refusals: ['EINVAL', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'EBADF'],
   refusalExample: { errno: 'EINVAL', detail: 'argsz 8 is less than 16' },
 });
 
@@ -95,7 +95,7 @@ const extension = describe({
   does: 'read',
   params: { ...container, extension: Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER, description: 'Extension number', examples: [3] }) },
   success: [{ status: 200, description: 'Whether it is supported', schema: closed({ ret: Int('0 or 1') }), example: { ret: 1 } }],
-  refusals: ['EINVAL', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'EBADF'],
   refusalExample: { errno: 'EINVAL', detail: "container 'vfio1' has no iommu", hint: 'attach a group, then SET_IOMMU' },
 });
 

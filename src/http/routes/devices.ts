@@ -45,7 +45,7 @@ const put = describe({
     },
     { status: 200, description: 'Exists with the same body: nothing changed', example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', seq: 10 } },
   ],
-  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EBUSY', 'EIO'],
+  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EEXIST', detail: "device 'mdev0' exists with another body" },
 });
 

@@ -19,7 +19,7 @@ import {
   requirePageTables,
   setPte,
 } from './page-table.ts';
-import { VM_READ, VM_SHARED, VM_WRITE, type Vma } from './vma.ts';
+import { VM_PFNMAP, VM_READ, VM_SHARED, VM_WRITE, type Vma } from './vma.ts';
 
 export const READ_ENTRY = PTE_PRESENT | PTE_YOUNG;
 export const WRITE_ENTRY = PTE_PRESENT | PTE_YOUNG | PTE_WRITE | PTE_DIRTY;
@@ -77,10 +77,17 @@ function doDeviceFault(host: Host, mm: MmStruct, vma: Vma, page: number): void {
   setPte(host, mm, page, layoutPfn(layout, index), PTE_PRESENT | PTE_YOUNG | PTE_SPECIAL | write);
 }
 
-/** The entry is present and read-only (do_wp_page): the page itself becomes writable, or a copy takes its place. */
+/**
+ * The entry is present and read-only (do_wp_page): the page itself becomes writable, or a copy takes its place. A page of a
+ * VM_PFNMAP area is never copied (wp_pfn_shared); the zero page always is.
+ */
 function doWpPage(host: Host, mm: MmStruct, vma: Vma, page: number, flags: number): void {
   const { pages } = host.mm;
   const pfn = mm.page_table.pfn(page);
+  if ((vma.flags & VM_PFNMAP) !== 0) {
+    setPte(host, mm, page, pfn, flags | WRITE_ENTRY);
+    return;
+  }
   if ((flags & PTE_SPECIAL) !== 0) {
     mapNewAnonPage(host, mm, page);
     return;

@@ -98,7 +98,7 @@ function restoreSection(mm: Mm, key: string, data: unknown): void {
     for (const [i, index] of indices.entries()) pages.set(index, pfns[i] as number);
     mm.files.set(name, { name, pages, version: 0 });
   } else if (key.startsWith(LAYOUT)) {
-    mm.layouts.set(Number(key.slice(LAYOUT.length)), { ...(data as Flat<Layout>), version: 0 });
+    mm.layouts.set(Number(key.slice(LAYOUT.length)), { ...(data as FlatLayout), users: 0, version: 0 });
   } else if (key.startsWith(VMAS)) {
     getMm(mm, key.slice(VMAS.length), key).vmas.areas = data as Vma[];
   } else if (key.startsWith(LEAF)) {

@@ -138,9 +138,18 @@ function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioD
 /** A nested unmap that would have to walk the chain while a writer waits for it deadlocks: EDEADLK, unexecuted. */
 function refuseNestedWalk(host: Host, iommu: Iommu, locals: UnmapLocals): void {
   if (host.call.notification === null || iommu.notifier.waiters.length === 0) return;
-  for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list))
-    if (dma.iova >= locals.iova && dma.iova < endOf(locals) && dma.pfn_list.root !== 0)
-      refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return;
+  const { dmas } = host.vfio;
+  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(locals));
+  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
+    if (dmas.at(slot).pfn_list.root !== 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+}
+
+/** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
+function isLoopEnd(host: Host, iommu: Iommu, locals: UnmapLocals, dma: VfioDma): boolean {
+  if (dma.iova >= endOf(locals)) return true;
+  if (!iommu.v2 && locals.iova > dma.iova) return true;
+  return locals.caller_mm === null || mmOf(host, dma.task)?.id !== locals.caller_mm;
 }
 
 /**
@@ -188,24 +197,20 @@ function resultOf(locals: UnmapLocals): Fields {
 function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
   const { dmas } = host.vfio;
   const end = endOf(locals);
-  if (iommu.v2 && (locals.flags & UNMAP_ALL) === 0) {
-    const bisected = findBisected(host, iommu, locals);
-    if (bisected !== null) {
-      if (locals.restarted && host.profile.bisectOnRestart === 'success') return null;
-      throw new Errno(
-        'EINVAL',
-        `${printRange(locals.iova, locals.npage)} cuts the mapping ${printRange(bisected.iova, bisected.npage)}`,
-        { hint: 'TYPE1v2 unmaps whole mappings only' },
-      );
-    }
+  const bisected = findBisected(host, iommu, locals);
+  if (bisected !== null) {
+    if (locals.restarted && host.profile.bisectOnRestart === 'success') return null;
+    throw new Errno(
+      'EINVAL',
+      `${printRange(locals.iova, locals.npage)} cuts the mapping ${printRange(bisected.iova, bisected.npage)}`,
+      { hint: 'TYPE1v2 unmaps whole mappings only' },
+    );
   }
   let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, end);
   const invalidated: VfioDma[] = [];
   while (slot !== 0) {
     const dma = dmas.at(slot);
-    if (dma.iova >= end) break;
-    if (!iommu.v2 && locals.iova > dma.iova) break;
-    if (locals.caller_mm === null || mmOf(host, dma.task)?.id !== locals.caller_mm) break;
+    if (isLoopEnd(host, iommu, locals, dma)) break;
     if ((locals.flags & UNMAP_VADDR) !== 0) {
       invalidateVaddr(iommu, locals, dma, invalidated);
       slot = dmas.links.next(slot);
@@ -219,8 +224,9 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
   return null;
 }
 
-/** The mapping that the range's first or last page lies in without being its first or last, or null. */
-function findBisected(host: Host, iommu: Iommu, { iova, npage }: UnmapLocals): VfioDma | null {
+/** The mapping that the range's first or last page lies in without being its first or last, or null: v1 and ALL cut nothing. */
+function findBisected(host: Host, iommu: Iommu, { iova, npage, flags }: UnmapLocals): VfioDma | null {
+  if (!iommu.v2 || (flags & UNMAP_ALL) !== 0) return null;
   const { dmas } = host.vfio;
   const first = vfioFindDma(dmas, iommu.dma_list, iova, iova + 1);
   if (first !== null && first.iova !== iova) return first;
@@ -304,9 +310,9 @@ export function continueUnmapWalk(host: Host, operation: Operation, answer: Hand
   operation.state = 'running';
   settle(host, operation, () => {
     let over = false;
-    if (answer !== null) {
-      over = handlerReturned(host, iommu, operation, walk, answer);
-    }
+    // The chain may have changed while the walk waited for its lock.
+    if (answer === null) walk.blocks = [...iommu.notifier.blocks];
+    else over = handlerReturned(host, iommu, operation, walk, answer);
     if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
     locals.walk = null;
     leaveChain(host, iommu.notifier, operation);
