@@ -77,19 +77,19 @@ const text = (pattern: string, maxLength: number, description: string) =>
   Type.Optional(Type.String({ pattern, minLength: 1, maxLength, description }));
 
 const REQUEST_ID = {
-  'X-Request-Id': text('^[A-Za-z0-9._~:/+=@-]+$', MAX_REQUEST_ID, 'Name of this request in log, journal, dmesg and problems; made when absent'),
+  'x-request-id': text('^[A-Za-z0-9._~:/+=@-]+$', MAX_REQUEST_ID, 'Name of this request in log, journal, dmesg and problems; made when absent'),
 };
 const IN_HANDLER = {
-  'X-Notification': text('^[A-Za-z0-9._-]+$', MAX_NOTIFICATION_ID, 'The call is made inside the handler of this notification'),
+  'x-notification': text('^[A-Za-z0-9._-]+$', MAX_NOTIFICATION_ID, 'The call is made inside the handler of this notification'),
 };
 const IDEMPOTENCY = {
-  'Idempotency-Key': text('^[\\x21-\\x7e]+$', MAX_IDEMPOTENCY_KEY, 'A retry with the same key and body gets the first reply again'),
+  'idempotency-key': text('^[\\x21-\\x7e]+$', MAX_IDEMPOTENCY_KEY, 'A retry with the same key and body gets the first reply again'),
 };
 const PREFER = {
-  Prefer: Type.Optional(Type.String({ maxLength: 1024, description: '`respond-async`: answer 202 as soon as the operation waits' })),
+  prefer: Type.Optional(Type.String({ maxLength: 1024, description: '`respond-async`: answer 202 as soon as the operation waits' })),
 };
 
-/** Headers that an operation reads. Others are let through. */
+/** Headers that an operation reads, in lower case as Node has them. Others are let through. */
 export function headersOf(spec: AnySpec, isPost: boolean): TSchema {
   return Type.Object({
     ...REQUEST_ID,

@@ -248,8 +248,9 @@ function hoistParameters(paths: JsonObject, parameters: JsonObject): JsonObject 
       if (found.length === 0) continue;
       operation.parameters = found.map((parameter) => {
         if (parameter.in !== 'header') return parameter;
-        const name = String(parameter.name).replaceAll('-', '');
-        parameters[name] = parameter;
+        const words = String(parameter.name).split('-').map((word) => `${word.charAt(0).toUpperCase()}${word.slice(1)}`);
+        const name = words.join('');
+        parameters[name] = { ...parameter, name: words.join('-') };
         return { $ref: `#/components/parameters/${name}` };
       });
     }

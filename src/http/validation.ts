@@ -79,13 +79,23 @@ function meantBranch(branches: ErrorObject[][], union: ErrorObject): ErrorObject
     (error.keyword === 'type' && error.instancePath === union.instancePath) ||
     (error.keyword === 'const' && error.instancePath.split('/').length <= depth + 1);
   const meant = branches.filter((branch) => !branch.some(isOther));
-  if (meant.length > 0) return meant.reduce((best, branch) => (branch.length < best.length ? branch : best));
+  if (meant.length > 0) {
+    const least = Math.min(...meant.map((branch) => distance(branch, union)));
+    return meant.filter((branch) => distance(branch, union) === least).flat();
+  }
   const reasons = branches.flatMap((branch) => branch.filter(isOther));
   const first = reasons[0];
   if (first === undefined) return [union];
   const typed = reasons.find((reason) => reason.parentSchema?.format === 'u64') ?? first;
   const messages = [...new Set(reasons.map((reason) => messageOf(reason).replace(/^must be /, '')))];
   return [{ ...typed, schemaPath: union.schemaPath, message: `must be ${messages.join(' or ')}`, keyword: typed.keyword === 'type' ? 'type' : 'union' }];
+}
+
+/** How far a value is from a branch: other fields than the branch has count more than wrong values in its fields. */
+function distance(branch: ErrorObject[], union: ErrorObject): number {
+  const isShape = ({ keyword, instancePath }: ErrorObject): boolean =>
+    instancePath === union.instancePath && (keyword === 'required' || keyword === 'additionalProperties');
+  return branch.filter(isShape).length * 1000 + branch.length;
 }
 
 function fieldErrorOf(error: ErrorObject, place: Place): FieldError {

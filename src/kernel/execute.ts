@@ -5,6 +5,7 @@ import { Host, trace } from './host.ts';
 import { adjustLockedVm, exitTask, patchTask, putTask } from './mm/task.ts';
 import { mmap, mprotect, munmap } from './mm/mmap.ts';
 import { putPage } from './mm/page.ts';
+import { finishOperation } from './operation.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
 import { patchHost } from './patch-host.ts';
 import { applyTemplate } from './template.ts';
@@ -51,6 +52,12 @@ function dispatch(host: Host, command: Command): Done {
   }
 }
 
+/** An operation that the command started and that never had to wait ends with it. */
+function endStarted(host: Host, result: Omit<Outcome, 'finished' | 'emitted'>): void {
+  for (const operation of host.started)
+    if (operation.state === 'running') finishOperation(host, operation, { ...result, finished: [], emitted: [] });
+}
+
 /** Executes one call at the next position of the host's journal. Same host, same call: same outcome, bit for bit. */
 export function execute(host: Host, call: Call): Outcome {
   host.begin(call);
@@ -60,6 +67,7 @@ export function execute(host: Host, call: Call): Outcome {
   } catch (error) {
     result = refusalOf(error);
   }
+  endStarted(host, result);
   const errno = result.refusal?.errno ?? null;
   trace(host, 'operation', call.command.op, { ret: result.ret, errno, parked: result.parked ?? null });
   return { ...result, finished: host.finished, emitted: host.emitted };

@@ -57,7 +57,8 @@ export class Host {
 
   /** The call that is being executed. */
   call: Call;
-  /** Operations finished and notifications emitted by the call that is being executed. */
+  /** Operations started and finished, and notifications emitted, by the call that is being executed. */
+  started: Operation[] = [];
   finished: string[] = [];
   emitted: string[] = [];
 
@@ -82,6 +83,7 @@ export class Host {
   begin(call: Call): void {
     this.seq++;
     this.call = call;
+    this.started = [];
     this.finished = [];
     this.emitted = [];
     this.vfio.setVersion(this.seq);

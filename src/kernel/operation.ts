@@ -53,6 +53,7 @@ export function startOperation(host: Host, started: Locals): Operation {
     finished_seq: null,
   };
   host.operations.set(operation.id, operation);
+  host.started.push(operation);
   return operation;
 }
 

@@ -26,6 +26,14 @@ const NOBODY = 65534;
 const asRoot = process.getuid?.() === 0;
 const another = asRoot ? { uid: NOBODY, gid: NOBODY } : {};
 
+/** Words of a command with exactly this environment: the test runner adds its own to whatever is started directly. */
+const withOnly = (env: Record<string, string | undefined>, words: string[]): string[] => [
+  'env',
+  '-i',
+  ...Object.entries(env).flatMap(([name, value]) => (value === undefined ? [] : [`${name}=${value}`])),
+  ...words,
+];
+
 const stages = readDockerfile(readFileSync(join(ROOT, 'Dockerfile'), 'utf8'));
 const runtime = flatten(stages, 'runtime');
 const top = mkdtempSync(join(tmpdir(), 'image-'));
@@ -90,11 +98,9 @@ function run(command: string, folder: string, env: Map<string, string>): string 
     symlinkSync(join(ROOT, 'node_modules'), join(folder, 'node_modules'));
     return null;
   }
-  const ran = spawnSync('sh', ['-c', command], {
-    cwd: folder,
-    encoding: 'utf8',
-    env: { ...process.env, ...Object.fromEntries(env) },
-  });
+  const { PATH, HOME } = process.env;
+  const [program, ...words] = withOnly({ PATH, HOME, ...Object.fromEntries(env) }, ['sh', '-c', command]);
+  const ran = spawnSync(program as string, words, { cwd: folder, encoding: 'utf8' });
   return ran.status === 0 ? null : `RUN ${command}: ${ran.stdout}${ran.stderr}`;
 }
 
@@ -129,12 +135,9 @@ interface Started {
 }
 
 function start(folder: string, words: string[], env: Record<string, string>, user: object = another): Started {
-  const child = spawn(words[0] === 'node' ? nodeForAll() : (words[0] as string), words.slice(1), {
-    cwd: folder,
-    env: { PATH: '/usr/bin:/bin', TMPDIR: scratch, ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
-    ...user,
-  });
+  const own = [words[0] === 'node' ? nodeForAll() : (words[0] as string), ...words.slice(1)];
+  const [program, ...rest] = withOnly({ PATH: '/usr/bin:/bin', TMPDIR: scratch, ...env }, own);
+  const child = spawn(program as string, rest, { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'], ...user });
   running.add(child);
   let output = '';
   for (const stream of [child.stdout, child.stderr])

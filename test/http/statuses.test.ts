@@ -140,8 +140,8 @@ t.test('410: whatever changes a dead container', async (t) => {
     const { operationId } = found.operation;
     const path = { notifier: 'n0', notification: 'notification-1' };
     const body = operationId === 'put_device' ? { container: 'vfio0' } : undefined;
-    const device = operationId === 'put_device' ? { device: 'mdev1' } : {};
-    const { status, body: problem } = await client.example(operationId, { host, path: { ...path, ...device }, body });
+    const device = operationId === 'put_device' ? 'mdev1' : 'mdev0';
+    const { status, body: problem } = await client.example(operationId, { host, path: { ...path, device }, body });
     t.match({ status, problem }, { status: 410, problem: { errno: 'EIO', ret: -5 } }, operationId);
   }
   t.match((await client.ask('GET', `${at}/containers/vfio0`)).body, { dead: { text: /.+/, where: /.+/ } });

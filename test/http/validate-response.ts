@@ -51,7 +51,7 @@ export class Document {
   private readonly matchers: { pattern: RegExp; found: Operation }[];
 
   constructor(readonly root: OpenApi) {
-    this.ajv.addFormat('u64', true);
+    this.ajv.addFormat('u64', (text: string) => !/^(0x[0-9a-f]+|[0-9]+)$/i.test(text) || BigInt(text) < 2n ** 64n);
     this.ajv.addSchema(root, 'document');
     this.operations = Object.entries(root.paths).flatMap(([path, item]) =>
       Object.entries(item).map(([method, operation]) => ({ path, method, operation })),

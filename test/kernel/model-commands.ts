@@ -64,7 +64,8 @@ export type Recipe =
   | { do: 'unpin in handler'; which: number; all: boolean }
   | { do: 'pin what is mapped'; which: number; device: string; pages: number[] }
   | { do: 'unmap what is mapped'; which: number; task: string | null; inside: number | null }
-  | { do: 'late ack'; back: number };
+  | { do: 'late ack'; back: number }
+  | { do: 'checkpoint' | 'restart' };
 
 const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
 const task = fc.constantFrom('A', 'A', 'A', 'A1', 'B');
@@ -137,6 +138,7 @@ const lifeCommand: fc.Arbitrary<Command> = fc.oneof(
   often(2, fc.record({ op: fc.constant('set_container' as const), group, container, task: fc.constant(null) })),
   often(2, fc.record({ op: fc.constant('unset_container' as const), group })),
   often(2, fc.record({ op: fc.constant('set_iommu' as const), container, type: fc.constantFrom(3, 3, 1, 9, 99), task: fc.constant(null) })),
+  often(1, fc.record({ op: fc.constantFrom('open_group' as const, 'close_group' as const), group })),
   often(1, fc.record({ op: fc.constant('close_container' as const), container })),
   often(1, fc.record({ op: fc.constant('put_container' as const), container })),
 );
@@ -163,6 +165,7 @@ export const recipe: fc.Arbitrary<Recipe> = fc.oneof(
   often(12, fc.record({ do: fc.constant('pin what is mapped' as const), which: fc.nat({ max: 3 }), device: fc.constantFrom('D1', 'D2'), pages: fc.array(fc.nat({ max: 4 }), { minLength: 1, maxLength: 4 }) })),
   often(8, fc.record({ do: fc.constant('unmap what is mapped' as const), which: fc.nat({ max: 3 }), task: fc.constantFrom(null, null, 'A', 'A1', 'B'), inside })),
   often(1, fc.record({ do: fc.constant('late ack' as const), back: fc.nat({ max: 3 }) })),
+  often(1, fc.constantFrom({ do: 'checkpoint' as const }, { do: 'restart' as const })),
 );
 
 /** Carries a recipe out; every command in it is compared. */
@@ -205,6 +208,10 @@ export function follow(world: World, recipe: Recipe): void {
       world.step(command, notification === undefined ? null : `notification-${notification.n}`);
       return;
     }
+    case 'checkpoint':
+      return world.checkpoint();
+    case 'restart':
+      return world.restart();
     case 'unpin in handler':
       return unpinInHandler(world, at(recipe.which), recipe.all);
     case 'late ack': {

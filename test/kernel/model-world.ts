@@ -5,9 +5,11 @@ import type { Call, Command, HostOptions } from '../../src/kernel/command.ts';
 import { createHost, execute } from '../../src/kernel/execute.ts';
 import type { Host } from '../../src/kernel/host.ts';
 import type { Outcome } from '../../src/kernel/outcome.ts';
+import { restoreHost, sections } from '../../src/kernel/snapshot.ts';
 import { invariants } from '../../src/kernel/view/host.ts';
 import { listMaps, listPages, viewPage, viewTask } from '../../src/kernel/view/tasks.ts';
 import { listMappings, listPfns, viewContainer, viewDevice, viewGroup } from '../../src/kernel/view/vfio.ts';
+import { decode, encode } from '../../src/service/codec.ts';
 import { isReserved, type NaivePage } from './naive-mm.ts';
 import { NaiveModel, type NaiveOutcome, type NaiveResult } from './naive-model.ts';
 
@@ -29,6 +31,8 @@ export class Mismatch extends Error {}
 export class World {
   readonly model: NaiveModel;
   host: Host;
+  /** Sections of the last checkpoint, and the seq at which each was written. */
+  private readonly kept = new Map<string, { seq: number; bytes: Uint8Array }>();
   /** Kernel pfns of the model's pages that the kernel chose; a page is met at its first fault. */
   private readonly met = new Map<NaivePage, number>();
 
@@ -51,6 +55,27 @@ export class World {
   private same(what: string, got: unknown, expected: unknown): void {
     if (isDeepStrictEqual(got, expected)) return;
     throw new Mismatch(`${what}: the kernel has ${text(got)}, the model ${text(expected)}`);
+  }
+
+  /** What a checkpoint keeps: each section as bytes, written again only when its version says that it changed. */
+  checkpoint(): void {
+    const present = new Set<string>();
+    for (const { key, version, data } of sections(this.host)) {
+      present.add(key);
+      const kept = this.kept.get(key);
+      if (kept === undefined || version === null || version > kept.seq)
+        this.kept.set(key, { seq: this.host.seq, bytes: encode(data()) });
+    }
+    for (const key of this.kept.keys()) if (!present.has(key)) this.kept.delete(key);
+  }
+
+  /** The host goes, and comes back from its checkpoint. */
+  restart(): void {
+    this.checkpoint();
+    const data = new Map([...this.kept].map(([key, { bytes }]) => [key, decode(bytes)]));
+    const { id, options, created_at } = this.host;
+    this.host = restoreHost(id, { ...options }, created_at, data);
+    this.compareStates();
   }
 
   // Pages
@@ -113,10 +138,10 @@ export class World {
     this.compareTasks();
     for (const [id, container] of this.model.containers) this.compareContainer(id, container);
     this.same('containers', [...this.host.vfio.containers.keys()].sort(), [...this.model.containers.keys()].sort());
-    for (const [id, { container, users, chain }] of this.model.groups) {
+    for (const [id, { open, container, users, chain }] of this.model.groups) {
       const group = viewGroup(this.host, id);
-      const got = [group.container, group.container_users, group.notifiers];
-      this.same(`group ${id}`, got, [container, users, chain.blocks]);
+      const got = [group.fd_open, group.container, group.container_users, group.notifiers];
+      this.same(`group ${id}`, got, [open, container, users, chain.blocks]);
     }
     for (const [id, { open }] of this.model.devices)
       this.same(`open_count of ${id}`, viewDevice(this.host, id).open_count, open);

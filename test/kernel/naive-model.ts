@@ -188,6 +188,10 @@ export class NaiveModel {
         if (!this.groups.has(c.group))
           this.groups.set(c.group, { open: true, container: null, users: 0, devices: [], chain: newChain() });
         return done();
+      case 'open_group':
+        return this.openGroup(c);
+      case 'close_group':
+        return this.closeGroup(c);
       case 'set_container':
         return this.setContainer(c);
       case 'unset_container':
@@ -282,11 +286,32 @@ export class NaiveModel {
     if (!container.open && container.groups.length === 0) this.containers.delete(id);
   }
 
+  private openGroup({ group: id }: Of<'open_group'>): NaiveOutcome {
+    const group = this.group(id);
+    this.alive(group.container);
+    if (group.open || group.container !== null) throw new Refused('EBUSY');
+    // Whatever is left on the chain of group notifiers is warned about and forgotten.
+    group.chain = newChain();
+    group.open = true;
+    return done();
+  }
+
+  /** With devices open, the binding outlives the file descriptor. */
+  private closeGroup({ group: id }: Of<'close_group'>): NaiveOutcome {
+    const group = this.group(id);
+    this.alive(group.container);
+    if (!group.open) throw new Refused('EBADF');
+    group.open = false;
+    if (group.users > 0 && --group.users === 0) this.leave(id, group);
+    return done();
+  }
+
   private setContainer(c: Of<'set_container'>): NaiveOutcome {
     const group = this.group(c.group);
     this.container(c.container);
     this.alive(group.container);
     this.alive(c.container);
+    if (!group.open) throw new Refused('EBADF');
     if (group.users > 0) throw new Refused('EINVAL');
     const container = this.fd(c.container);
     group.container = c.container;
@@ -298,6 +323,7 @@ export class NaiveModel {
   private unsetContainer(c: Of<'unset_container'>): NaiveOutcome {
     const group = this.group(c.group);
     this.alive(group.container);
+    if (!group.open) throw new Refused('EBADF');
     if (group.users === 0) throw new Refused('EINVAL');
     if (group.users > 1) throw new Refused('EBUSY');
     this.leave(c.group, group);
@@ -334,6 +360,7 @@ export class NaiveModel {
     if (device.group === null) throw new Refused('ENODEV');
     const group = this.group(device.group);
     this.alive(group.container);
+    if (!group.open) throw new Refused('EBADF');
     this.user(group);
     group.users++;
     device.open++;
@@ -485,7 +512,7 @@ export class NaiveModel {
       if (stuck !== last) [last, retries] = [stuck, 0];
       else if (++retries > 10) {
         if (op.notified >= 11) this.seen.add('eleventh notification and BUG');
-        this.kill(op.container, op);
+        this.kill(op.container);
         throw new Refused('EIO', { notifications: op.notified });
       }
       if (iommu.chain.blocks.length === 0) continue;
@@ -535,7 +562,7 @@ export class NaiveModel {
   }
 
   /** A BUG: the container never answers again, and everything that sleeps in it is refused. */
-  private kill(id: string, raiser: NaiveOp | null = null): void {
+  private kill(id: string): void {
     const container = this.containers.get(id);
     if (container !== undefined) container.dead = true;
     for (const [n, pending] of this.pending) if (pending.container === id) this.pending.delete(n);
@@ -543,7 +570,6 @@ export class NaiveModel {
       const left = op.kind === 'unmap_dma' ? { notifications: op.notified } : {};
       this.finish(op, refusedOutcome(new Refused('EIO', left)));
     }
-    if (raiser !== null && raiser.done === null && raiser.waits !== null) throw new Error('a BUG of an operation that sleeps');
   }
 
   // Operations

@@ -441,6 +441,16 @@ t.test('F. notification protocol', async (t) => {
     t.same(m.mappings(), []);
     t.equal(m.lv(), 0);
   });
+  t.test('84 unmap_dma: a built-in listener answers within the command, whose operation is then done', async (t) => {
+    const m = setup();
+    m.run({ op: 'unregister_notifier', device: 'D1', notifier: 'L1', type: null });
+    m.listen('D1', 'builtin', { kind: 'builtin', behavior: 'unpin_all', n: 3, delay_ms: 10 });
+    m.map(0x10000n, 0x4000n);
+    m.pin([0x11000n, 0x11000n, 0x12000n]);
+    const outcome = m.start(m.unmapCommand(0x10000n, 0x4000n));
+    t.match(outcome, { ret: 0, parked: undefined, fields: { size: 0x4000n, notifications: 1 } });
+    t.match([...m.host.operations.values()], [{ kind: 'unmap_dma', state: 'done', outcome: { ret: 0 } }]);
+  });
   t.test('85 unmap_dma: an unpinned mapping in the range is not announced', async (t) => {
     const m = setup();
     m.map(0x10000n, 0x4000n);

@@ -41,11 +41,14 @@ function randomOf(state: number): (below: number) => number {
   };
 }
 
-/** Everything that a host is, by section. */
+/** Everything that a host is, by section; a list with nothing in it is as good as none. */
 function fingerprint(host: Host): Record<string, string> {
   const hashes: Record<string, string> = {};
-  for (const { key, data } of sections(host))
-    hashes[key] = createHash('sha256').update(encode(data())).digest('hex').slice(0, 12);
+  for (const { key, data } of sections(host)) {
+    const section = data();
+    if (Array.isArray(section) && section.length === 0) continue;
+    hashes[key] = createHash('sha256').update(encode(section)).digest('hex').slice(0, 12);
+  }
   return { ...hashes, options: JSON.stringify(host.options), seq: `${host.seq}` };
 }
 
