@@ -1,6 +1,8 @@
 // The commands that a host executes: everything that changes it, as plain data. A journal row is one of these.
 // Byte addresses and byte sizes are bigint (0 .. 2^64 - 1, checked at the edge); counts and page frame numbers are numbers.
 
+import type { FaultPoint } from './fault-rule.ts';
+
 /** What a host is made from. Every field is set; defaults are applied where a host is created. */
 export interface HostOptions {
   profile: string;
@@ -23,6 +25,15 @@ export type Backing =
   | { kind: 'file'; file: string; pgoff: number; shared: boolean }
   | { kind: 'pfnmap'; pfn?: number; pfns?: PfnRuns; struct_page: boolean; reserved: boolean; ptes?: PfnmapPte[] }
   | { kind: 'pages'; pfns: PfnRuns };
+
+/** What pages hold that nobody has written: zeros, or bytes that differ from page to page. */
+export type PageContents = 'zero' | 'pattern';
+
+/** A range of bytes, its last one included. */
+export interface AddressRange {
+  start: bigint;
+  last: bigint;
+}
 
 export type PageKind = 'normal' | 'reserved' | 'zero' | 'device';
 
@@ -57,6 +68,9 @@ export const MAP_VADDR = 4;
 export const UNMAP_GET_DIRTY_BITMAP = 1;
 export const UNMAP_ALL = 2;
 export const UNMAP_VADDR = 4;
+export const DIRTY_PAGES_START = 1;
+export const DIRTY_PAGES_STOP = 2;
+export const DIRTY_PAGES_GET_BITMAP = 4;
 
 export type Command =
   | { op: 'patch_host'; dma_entry_limit?: number; notifier_timeout_ms?: number; ttl_s?: number | null }
@@ -66,19 +80,22 @@ export type Command =
   | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
   | { op: 'munmap'; task: string; addr: bigint; length: bigint }
   | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number }
-  | { op: 'exit'; task: string }
+  /** thread_only: a leader alone, its other threads live on. */
+  | { op: 'exit'; task: string; thread_only?: boolean }
   | { op: 'adjust_locked_vm'; task: string; delta: number }
   | { op: 'put_page'; pfn: number; kind: PageKind }
+  | { op: 'put_page_contents'; contents: PageContents }
   // containers, groups, devices
   | { op: 'put_container'; container: string }
   | { op: 'close_container'; container: string }
-  | { op: 'put_group'; group: string; kind: 'mdev' }
+  | { op: 'put_group'; group: string; kind: 'mdev' | 'iommu'; reserved?: AddressRange[]; aperture?: AddressRange }
   | { op: 'open_group'; group: string }
   | { op: 'close_group'; group: string }
   | { op: 'set_container'; group: string; container: string; task: string | null }
   | { op: 'unset_container'; group: string }
   | { op: 'set_iommu'; container: string; type: number; task: string | null }
-  | { op: 'put_device'; device: string; group: string | null }
+  /** dma_unmap false: a driver that has no such op and never gets one. */
+  | { op: 'put_device'; device: string; group: string | null; dma_unmap?: boolean }
   | { op: 'put_device_in_container'; device: string; container: string; notifier: NotifierSpec | null }
   | { op: 'open_device'; device: string }
   | { op: 'close_device'; device: string }
@@ -93,8 +110,20 @@ export type Command =
       size: bigint;
       flags: number;
       argsz: number | null;
-      bitmap: { pgsize: bigint; size: bigint } | null;
+      /** addr: where in the caller's memory; without it, a zeroed buffer of the client's own. */
+      bitmap: { pgsize: bigint; size: bigint; addr?: bigint } | null;
     }
+  | {
+      op: 'dirty_pages';
+      container: string;
+      /** DIRTY_PAGES_START, _STOP or _GET_BITMAP; other bits are the kernel's to refuse. */
+      flags: number;
+      argsz: number | null;
+      range: { iova: bigint; size: bigint; pgsize: bigint; bitmap_size: bigint; bitmap_addr?: bigint } | null;
+      task: string | null;
+    }
+  /** data: base64 of the bytes to write; a null task is a kernel thread. */
+  | { op: 'dma_rw'; device: string; iova: bigint; length: number; write: boolean; data: string | null; task: string | null }
   // pin and unpin; `contiguous` is set in the form that starts at an iova, where user_pfn is empty
   | { op: 'pin_pages'; device: string; user_pfn: number[]; npage: number; prot: number; contiguous?: { iova: bigint } }
   | { op: 'unpin_pages'; device: string; user_pfn: number[]; npage: number; contiguous?: { iova: bigint } }
@@ -102,7 +131,12 @@ export type Command =
   | { op: 'register_notifier'; device: string; notifier: NotifierSpec }
   | { op: 'unregister_notifier'; device: string; notifier: string; type: number | null }
   | { op: 'ack_notification'; device: string; notification: string; ret: number; reason: 'ack' | 'webhook_failed' | 'slow_builtin'; detail: string | null }
-  | { op: 'notification_timeout'; notification: string };
+  | { op: 'notification_timeout'; notification: string }
+  /** A fatal signal for the thread that sleeps in an operation. */
+  | { op: 'kill_operation'; operation: string }
+  // failures to come
+  | { op: 'put_fault'; fault: string; point: FaultPoint; call: Op; nth: number }
+  | { op: 'delete_fault'; fault: string };
 
 export type Op = Command['op'];
 

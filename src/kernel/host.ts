@@ -5,7 +5,8 @@ import { Log } from './lib/log.ts';
 import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
 import { Mm } from './mm/mm.ts';
 import type { Operation } from './operation.ts';
-import { PROFILES, type Profile, type ProfileName } from './profile.ts';
+import { type FaultRule, takeFaults } from './fault-rule.ts';
+import { type Profile, profileWith } from './profile.ts';
 import { Vfio } from './vfio/vfio.ts';
 
 export interface DmesgEntry {
@@ -52,6 +53,8 @@ export class Host {
   readonly operations = new Map<string, Operation>();
   dmesg = new Log<DmesgEntry>(KEPT_DMESG);
   trace = new Log<TraceEntry>(KEPT_TRACE);
+  /** Failures that a later call is to meet, by id. */
+  readonly faults = new Map<string, FaultRule>();
   /** The BUG of mm that killed the whole host. */
   dead: Bug | null = null;
 
@@ -61,6 +64,8 @@ export class Host {
   started: Operation[] = [];
   finished: string[] = [];
   emitted: string[] = [];
+  /** The rules that hold for the call that is being executed, each with the attempts it has still to let pass. */
+  failing: { point: FaultRule['point']; left: number }[] = [];
 
   constructor(
     readonly id: string,
@@ -70,7 +75,8 @@ export class Host {
     readonly vfio = new Vfio(),
   ) {
     this.options = { ...options };
-    this.profile = PROFILES[options.profile as ProfileName];
+    this.profile = profileWith(options.profile, options.fixes);
+    vfio.dmas.hides_end_of_space = this.profile.endOfSpace === 'hidden';
     this.call = {
       at: created_at,
       request_id: 'boot',
@@ -86,6 +92,7 @@ export class Host {
     this.started = [];
     this.finished = [];
     this.emitted = [];
+    this.failing = takeFaults(this.faults, call.command);
     this.vfio.setVersion(this.seq);
   }
 }

@@ -5,11 +5,10 @@ import { printRange, wrappedEnd } from './lib/u64.ts';
 import { checkRbTree } from './lib/rbtree.ts';
 import { checkMm } from './mm/check.ts';
 import { isInvalidOrReserved } from './mm/page.ts';
-import { mmOf } from './mm/task.ts';
 import type { Container } from './vfio/container.ts';
 import { mappingsOf, type VfioDma } from './vfio/dma.ts';
 import type { Iommu } from './vfio/iommu.ts';
-import { ledgerRuns } from './vfio/ledger.ts';
+import { chargeOf } from './vfio/domain.ts';
 import { checkPfnList, firstPfn, nextPfn } from './vfio/pfn-list.ts';
 
 /** Every violation, in words; empty when the host is sound. */
@@ -44,6 +43,7 @@ function checkIommu(host: Host, container: Container, iommu: Iommu, say: (text: 
   let records = 0;
   let invalid = 0;
   let before: VfioDma | null = null;
+  const references = new Map<number, number>();
   for (const dma of mappingsOf(dmas, iommu.dma_list)) {
     mappings++;
     if (dma.container !== container.id) say(`${where}: mapping ${printRange(dma.iova, dma.npage)} says container ${dma.container}`);
@@ -51,34 +51,61 @@ function checkIommu(host: Host, container: Container, iommu: Iommu, say: (text: 
     if (touching) say(`${where}: mappings overlap at ${printRange(dma.iova, dma.npage)}`);
     before = dma;
     if (dma.vaddr_invalid) invalid++;
-    records += checkRecords(host, iommu, dma, (text) => say(`${where} ${printRange(dma.iova, dma.npage)}: ${text}`));
+    const at = (text: string): void => say(`${where} ${printRange(dma.iova, dma.npage)}: ${text}`);
+    records += checkRecords(host, dma, references, at);
+    checkMapped(host, iommu, dma, at);
     for (const text of checkPfnList(pfns, dma.pfn_list)) say(`${where} ${printRange(dma.iova, dma.npage)} pfn_list: ${text}`);
   }
+  checkLedger(iommu, references, (text) => say(`${where}: ${text}`));
+  const unscoped = [...iommu.external_groups, ...(iommu.domain?.groups ?? [])].filter((group) => !group.pinned_page_dirty_scope);
+  if (unscoped.length !== iommu.num_non_pinned_groups)
+    say(`${where}: num_non_pinned_groups ${iommu.num_non_pinned_groups}, counted ${unscoped.length}`);
   if (iommu.dma_avail + mappings !== iommu.dma_entry_limit)
     say(`${where}: dma_avail ${iommu.dma_avail} + ${mappings} mappings is not dma_entry_limit ${iommu.dma_entry_limit}`);
   if (invalid !== iommu.vaddr_invalid_count) say(`${where}: vaddr_invalid_count ${iommu.vaddr_invalid_count}, counted ${invalid}`);
   return { mappings, records };
 }
 
-/** The records of one mapping: inside it, referenced, and owned in the ledger as often as they are referenced. */
-function checkRecords(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string) => void): number {
+/** The records of one mapping: inside it, referenced. A record with an offset in its page may begin a page too early. */
+function checkRecords(host: Host, dma: VfioDma, references: Map<number, number>, say: (text: string) => void): number {
   const { pfns } = host.vfio;
-  const owned = new Map<number, number>();
-  for (const device of iommu.ledger.keys())
-    for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
-      for (let iova = run.iova; iova < run.iova + run.npage; iova++) owned.set(iova, (owned.get(iova) ?? 0) + run.references);
   let records = 0;
   for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot)) {
     records++;
     const iova = pfns.iova(slot);
     const ref_count = pfns.ref_count(slot);
-    if (iova < dma.iova || iova >= dma.iova + dma.npage) say(`record of iova page ${iova} lies outside`);
+    const first = pfns.offset(slot) === 0 ? dma.iova : dma.iova - 1;
+    if (iova < first || iova >= dma.iova + dma.npage) say(`record of iova page ${iova} lies outside`);
     if (ref_count < 1) say(`record of iova page ${iova} has ref_count 0`);
-    if (owned.get(iova) !== ref_count) say(`record of iova page ${iova} has ref_count ${ref_count}, the ledger ${owned.get(iova) ?? 0}`);
-    owned.delete(iova);
+    references.set(iova, (references.get(iova) ?? 0) + ref_count);
   }
-  for (const iova of owned.keys()) say(`the ledger has iova page ${iova}, no record does`);
   return records;
+}
+
+/** The ledger has as many references of each page as the records of all mappings have. */
+function checkLedger(iommu: Iommu, references: Map<number, number>, say: (text: string) => void): void {
+  const owned = new Map<number, number>();
+  for (const { leaves } of iommu.ledger.values())
+    for (const runs of leaves.values())
+      for (const run of runs)
+        for (let iova = run.iova; iova < run.iova + run.npage; iova++) owned.set(iova, (owned.get(iova) ?? 0) + run.references);
+  for (const [iova, count] of references)
+    if (owned.get(iova) !== count) say(`iova page ${iova} has ${count} references, the ledger ${owned.get(iova) ?? 0}`);
+  for (const iova of owned.keys()) if (!references.has(iova)) say(`the ledger has iova page ${iova}, no record does`);
+}
+
+/** What an IOMMU maps: the whole mapping while there is a domain, in order, and nothing without one. */
+function checkMapped(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string) => void): void {
+  if (iommu.domain === null && dma.mapped.length > 0) say('pages are mapped for an IOMMU that is not there');
+  let end: number = dma.iova;
+  for (const { iova, npage } of dma.mapped) {
+    if (iova !== end || npage < 1) say(`chunk at iova page ${iova} does not follow ${end}`);
+    end = iova + npage;
+  }
+  const isHidden = host.vfio.dmas.hides_end_of_space && wrappedEnd(dma.iova, dma.npage) === 0;
+  if (iommu.domain !== null && dma.mapped.length === 0 && !isHidden) say('no page is mapped for the IOMMU');
+  if (dma.mapped.length > 0 && end !== dma.iova + dma.npage) say(`only ${end - dma.iova} of ${dma.npage} pages are mapped`);
+  if ((dma.bitmap !== null) !== iommu.dirty_page_tracking) say('a dirty bitmap without a dirty log, or none with one');
 }
 
 function checkUsers(host: Host, say: (text: string) => void): void {
@@ -92,25 +119,33 @@ function checkUsers(host: Host, say: (text: string) => void): void {
   }
 }
 
-/** Every page is pinned once for each record and each leaked record of it; pages that are never released at least so often. */
+/**
+ * Every page is pinned once for each record of it, each leaked one, and each iova that an IOMMU maps to it; pages that are never
+ * released at least so often.
+ */
 function checkPins(host: Host, say: (text: string) => void): void {
   const { pfns, containers, dmas, leaked } = host.vfio;
   const expected = new Map<number, number>();
   const count = (pfn: number): void => void expected.set(pfn, (expected.get(pfn) ?? 0) + 1);
   for (const { iommu } of containers.values()) {
     if (iommu === null) continue;
-    for (const dma of mappingsOf(dmas, iommu.dma_list))
+    for (const dma of mappingsOf(dmas, iommu.dma_list)) {
       for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot)) count(pfns.pfn(slot));
+      for (const { pfn, npage } of dma.mapped) for (let i = 0; i < npage; i++) count(pfn + i);
+    }
   }
   for (const mapping of leaked) for (const pfn of mapping.pfns) count(pfn);
   for (const [pfn, pins] of expected)
     if (!isInvalidOrReserved(host, pfn) && host.mm.pages.pinCount(pfn) !== pins)
-      say(`page ${pfn}: pin_count ${host.mm.pages.pinCount(pfn)}, ${pins} records`);
+      say(`page ${pfn}: pin_count ${host.mm.pages.pinCount(pfn)}, ${pins} records and mapped iovas`);
 }
 
-/** locked_vm of every mm: one page for each record of a normal page, what leaked, and what others added. */
+/**
+ * The charge of every mapping: one page for each record of a normal page, or for each normal page that an IOMMU maps; and
+ * locked_vm of every mm: what its mappings are charged, what leaked, and what others added.
+ */
 function checkCharges(host: Host, say: (text: string) => void): void {
-  const { pfns, containers, dmas, leaked } = host.vfio;
+  const { containers, dmas, leaked } = host.vfio;
   const charged = new Map<string, number>();
   const charge = (mm: string | null, npage: number): void => {
     if (mm !== null) charged.set(mm, (charged.get(mm) ?? 0) + npage);
@@ -118,17 +153,14 @@ function checkCharges(host: Host, say: (text: string) => void): void {
   for (const { iommu } of containers.values()) {
     if (iommu === null) continue;
     for (const dma of mappingsOf(dmas, iommu.dma_list)) {
-      const mm = mmOf(host, dma.task)?.id ?? null;
-      for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot))
-        if (!isInvalidOrReserved(host, pfns.pfn(slot))) charge(mm, 1);
+      charge(dma.mm, dma.locked_vm);
+      const expected = chargeOf(host, iommu, dma) + dma.drift;
+      if (host.mm.mms.has(dma.mm) && dma.locked_vm !== expected)
+        say(`mapping ${printRange(dma.iova, dma.npage)}: charged ${dma.locked_vm}, not ${expected}`);
     }
   }
   for (const { mm, charged: npage } of leaked) charge(mm, npage);
-  // Uncharging finds no mm through a leader that has exited while its other threads live: the charge stays.
-  const orphaned = new Set<string>();
-  for (const { mm, leader } of host.mm.tasks.values()) if (mm !== null && mmOf(host, leader) === null) orphaned.add(mm);
   for (const mm of host.mm.mms.values()) {
-    if (orphaned.has(mm.id)) continue;
     const expected = (charged.get(mm.id) ?? 0) + mm.adjusted;
     if (mm.locked_vm !== expected) say(`mm ${mm.id}: locked_vm ${mm.locked_vm}, charged ${expected}`);
   }

@@ -23,6 +23,17 @@ export const MAX_NOTIFIERS = 16384;
 export const MAX_DECLARED_PAGES = 1_048_576;
 /** Runs in one explicit page layout: what fits a request body of 1 MiB. */
 export const MAX_PFN_RUNS = 65536;
+/** Forced failures that wait for their call. */
+export const MAX_FAULTS = 1024;
+/** Host pages whose bytes are kept because somebody wrote them: 64 MiB. */
+export const MAX_WRITTEN_PAGES = 16384;
+/** Bytes of all dirty bitmaps of a host. */
+export const MAX_DIRTY_BITMAPS = 2 ** 26;
+/** Bytes of one dma_rw, and of a dirty bitmap that a reply carries. */
+export const MAX_DMA_RW = 2 ** 22;
+export const MAX_BITMAP_REPLY = 2 ** 22;
+/** Reserved regions of one group. */
+export const MAX_RESERVED_REGIONS = 64;
 /** Operations that wait at one time: each holds a client's request. */
 export const MAX_PARKED_OPERATIONS = 1024;
 /** Finished operations that are kept for reading. */

@@ -4,6 +4,8 @@ import { type Host, trace } from './host.ts';
 import { NoSuchObject } from './errno.ts';
 import { KEPT_OPERATIONS } from './limits.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
+import type { AttachLocals } from './vfio/attach.ts';
+import type { DmaRwLocals } from './vfio/dma-rw.ts';
 import type { RegistrationLocals } from './vfio/notifier.ts';
 import type { PinLocals } from './vfio/pin.ts';
 import type { UnmapLocals } from './vfio/unmap.ts';
@@ -12,7 +14,9 @@ import type { UnmapLocals } from './vfio/unmap.ts';
 export type Locals =
   | { kind: 'unmap_dma'; locals: UnmapLocals }
   | { kind: 'register_notifier' | 'unregister_notifier'; locals: RegistrationLocals }
-  | { kind: 'pin_pages'; locals: PinLocals };
+  | { kind: 'pin_pages'; locals: PinLocals }
+  | { kind: 'dma_rw'; locals: DmaRwLocals }
+  | { kind: 'set_container'; locals: AttachLocals };
 
 export type Operation = Locals & {
   /** `<kind>-<seq of the command that started it>`. */

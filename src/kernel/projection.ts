@@ -43,7 +43,7 @@ const objectsOf = (host: Host): Projection => ({
   containers: [...host.vfio.containers.values()].map(({ id, iommu, dead }) => ({
     id,
     iommu_type: iommu === null ? null : `${iommu.type}`,
-    dma_avail: iommu?.dma_avail ?? null,
+    dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     dead: dead?.text ?? null,
   })),
   groups: [...host.vfio.groups.values()].map(({ id, kind, container, fd_open }) => ({ id, kind, container, open: fd_open })),
@@ -88,7 +88,7 @@ function* changedParts(host: Host, since: number): Iterable<Projection> {
     const first_slot = pfns.firstSlot(chunk);
     const rows: VfioPfnRow[] = [];
     for (const slot of pfns.slotsOfChunk(chunk)) {
-      const iova = hex(addressOf(pfns.iova(slot)));
+      const iova = hex(addressOf(pfns.iova(slot)) + BigInt(pfns.offset(slot)));
       rows.push({ slot, dma_slot: pfns.dma(slot), iova, pfn: pfns.pfn(slot), ref_count: pfns.ref_count(slot) });
     }
     yield { part: 'pfn', first_slot, end_slot: first_slot + CHUNK_SIZE, rows };

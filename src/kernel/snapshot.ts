@@ -1,6 +1,7 @@
 // A host as sections of plain data, for checkpoints, and back. A section's version is the seq at which it last changed.
 
 import type { HostOptions } from './command.ts';
+import type { FaultRule } from './fault-rule.ts';
 import { Host, type Bug, type DmesgEntry, type TraceEntry } from './host.ts';
 import { Log } from './lib/log.ts';
 import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
@@ -22,6 +23,7 @@ interface Rest {
   next_dmesg: number;
   next_trace: number;
   operations: Operation[];
+  faults: FaultRule[];
 }
 
 type Chunk<T> = { first: number; version: number; entries: T[] };
@@ -34,6 +36,7 @@ export function* sections(host: Host): Iterable<HostSection> {
     next_dmesg: host.dmesg.next,
     next_trace: host.trace.next,
     operations: [...host.operations.values()],
+    faults: [...host.faults.values()],
   };
   yield { key: 'host', version: null, data: () => rest };
   for (const chunk of host.dmesg.sections()) yield { key: `dmesg/${chunk.first}`, version: chunk.version, data: () => chunk };
@@ -53,6 +56,7 @@ export function restoreHost(id: string, options: HostOptions, created_at: number
   host.dead = rest.dead;
   host.dmesg = Log.restore<DmesgEntry>(KEPT_DMESG, rest.next_dmesg, chunks('dmesg/'));
   host.trace = Log.restore<TraceEntry>(KEPT_TRACE, rest.next_trace, chunks('trace/'));
+  for (const fault of rest.faults) host.faults.set(fault.id, fault);
   for (const operation of rest.operations) host.operations.set(operation.id, operation);
   return host;
 }

@@ -14,7 +14,6 @@ export type Question = { ask: 'get_info'; argsz: number } | { ask: 'check_extens
 /** The command of an operation, or the question it asks. Throws Inexpressible. */
 export function translate(input: InputOp, model: MemoryModel): Command | Question {
   const { op, args } = input;
-  if ('inject' in args && args.inject !== undefined) throw new Inexpressible(`${op} with a forced failure`);
   if ('null' in args && args.null !== undefined) throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
   switch (op) {
     case 'get_info':
@@ -46,9 +45,9 @@ function commandOf({ op, args }: Performed, model: MemoryModel): Command {
     case 'unmap_dma':
       return unmapOf(args);
     case 'pin_pages':
-      return { op, ...pfnsOf(args), prot: args.prot };
+      return { op, ...entriesOf(args), prot: args.prot };
     case 'unpin_pages':
-      return { op, ...pfnsOf(args) };
+      return { op, ...entriesOf(args) };
     case 'register_notifier': {
       const { device, listener: id, events, type } = args;
       const priority = model.listeners[id]?.priority ?? 0;
@@ -68,11 +67,11 @@ function commandOf({ op, args }: Performed, model: MemoryModel): Command {
       // The exit of a leader ends all threads.
       return { op: 'exit', task: leaderOf(args.process) };
     case 'exit_thread':
-      if (args.thread.endsWith('.0')) throw new Inexpressible('exit of a leader while its threads live on');
-      return { op: 'exit', task: args.thread };
+      return { op: 'exit', task: args.thread, thread_only: true };
     case 'dirty_pages':
+      return dirtyPagesOf(args);
     case 'dma_rw':
-      throw new Inexpressible(op);
+      return dmaRwOf(args, model);
   }
 }
 
@@ -91,7 +90,7 @@ function mapOf({ as, iova, vaddr, size, flags, argsz }: Args<'map_dma'>): Comman
 }
 
 function unmapOf({ as, iova, size, flags, argsz, bitmap }: Args<'unmap_dma'>): Command {
-  if (bitmap?.addr !== undefined) throw new Inexpressible('unmap_dma with a bitmap at a bad address');
+  const addr = bitmap?.addr === undefined ? {} : { addr: BigInt(bitmap.addr) };
   return {
     op: 'unmap_dma',
     container: CONTAINER,
@@ -100,12 +99,67 @@ function unmapOf({ as, iova, size, flags, argsz, bitmap }: Args<'unmap_dma'>): C
     size: BigInt(size),
     flags,
     argsz: argsz ?? null,
-    bitmap: bitmap === undefined ? null : { pgsize: BigInt(bitmap.pgsize), size: BigInt(bitmap.size) },
+    bitmap: bitmap === undefined ? null : { pgsize: BigInt(bitmap.pgsize), size: BigInt(bitmap.size), ...addr },
   };
 }
 
-function pfnsOf(args: Args<'unpin_pages'>): { device: string; user_pfn: number[]; npage: number } {
-  if (args.iova !== undefined) throw new Inexpressible('pin and unpin of a contiguous range');
+/** Sizes of struct vfio_iommu_type1_dirty_bitmap with and without the range. */
+const DIRTY_ARGSZ = 8;
+const DIRTY_GET_ARGSZ = 48;
+
+function dirtyPagesOf({ flags, iova, size, pgsize, bitmap_bytes, argsz, bitmap_addr, as }: Args<'dirty_pages'>): Command {
+  const range = {
+    iova: BigInt(iova ?? 0),
+    size: BigInt(size ?? 0),
+    pgsize: BigInt(pgsize ?? 0),
+    bitmap_size: BigInt(bitmap_bytes ?? 0),
+    ...(bitmap_addr === undefined ? {} : { bitmap_addr: BigInt(bitmap_addr) }),
+  };
+  const hasRange = iova !== undefined;
+  return {
+    op: 'dirty_pages',
+    container: CONTAINER,
+    flags,
+    argsz: argsz ?? (hasRange ? DIRTY_GET_ARGSZ : DIRTY_ARGSZ),
+    range: hasRange ? range : null,
+    task: as ?? null,
+  };
+}
+
+function dmaRwOf({ group, device, iova, length, write, data, as }: Args<'dma_rw'>, model: MemoryModel): Command {
+  const through = device ?? Object.entries(model.devices).find(([, { group: of }]) => of === group)?.[0];
+  if (through === undefined) throw new Inexpressible(`dma_rw through group ${group}, which has no device`);
+  return { op: 'dma_rw', device: through, iova: BigInt(iova), length, write, data: write ? bytesOf(data, length) : null, task: as ?? null };
+}
+
+function bytesOf(data: Args<'dma_rw'>['data'], length: number): string {
+  if (data === undefined) return '';
+  if (typeof data === 'string') return Buffer.from(data, 'hex').toString('base64');
+  return Buffer.from(Array.from({ length }, (_, i) => (data.fill_from + i) % 256)).toString('base64');
+}
+
+/** The rules that force the failures of an operation, to be set just before it. */
+export function faultsOf({ op, args }: InputOp): Command[] {
+  if (!('inject' in args) || args.inject === undefined) return [];
+  const { record_alloc_fails_at, charge_killed_at } = args.inject;
+  const faults: Command[] = [];
+  const call = op as 'pin_pages';
+  if (record_alloc_fails_at !== undefined)
+    faults.push({ op: 'put_fault', fault: 'record-alloc', point: 'record_alloc', call, nth: record_alloc_fails_at });
+  if (charge_killed_at !== undefined) faults.push({ op: 'put_fault', fault: 'charge', point: 'charge', call, nth: charge_killed_at });
+  return faults;
+}
+
+interface Entries {
+  device: string;
+  user_pfn: number[];
+  npage: number;
+  contiguous?: { iova: bigint };
+}
+
+function entriesOf(args: Args<'unpin_pages'>): Entries {
+  if (args.iova !== undefined)
+    return { device: args.device, user_pfn: [], npage: args.npage ?? 0, contiguous: { iova: BigInt(args.iova) } };
   const user_pfn =
     args.iova_range === undefined
       ? (args.iovas ?? []).map(pageOf)

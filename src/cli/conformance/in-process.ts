@@ -53,7 +53,7 @@ class KernelMachine implements Machine {
 
   async ask(question: Question): Promise<Returned> {
     try {
-      if (question.ask === 'get_info') return infoOf(printed(viewInfo(this.host, CONTAINER, question.argsz)));
+      if (question.ask === 'get_info') return infoOf(printed(viewInfo(this.host, CONTAINER, question.argsz)), question.argsz);
       return { ret: checkExtension(this.host, CONTAINER, question.ext).ret as number, errno: null, out: {} };
     } catch (error) {
       const { ret, refusal } = refusalOf(error);
@@ -64,7 +64,7 @@ class KernelMachine implements Machine {
   async splats(): Promise<Splat[]> {
     const { items } = this.host.dmesg.since(this.lastSplat, ALL);
     this.lastSplat = items.at(-1)?.n ?? this.lastSplat;
-    return items.flatMap(({ kind, where }) => (kind === null || where === null ? [] : [{ kind, where }]));
+    return items.flatMap(({ kind, where, text }) => (kind === null || where === null ? [] : [{ kind, where, ...labelOf(text) }]));
   }
 
   async state(): Promise<State> {
@@ -73,7 +73,7 @@ class KernelMachine implements Machine {
     const listed = exists ? listMappings(this.host, CONTAINER, null, ALL).items : [];
     const mappings = listed.map((mapping) => {
       const pfns = listPfns(this.host, CONTAINER, mapping.iova as bigint, null, ALL).items;
-      return mappingOf(printed(mapping), pfns.map(printed));
+      return mappingOf(printed(mapping), pfns.map(printed), this.host.profile.taskKept === 'thread');
     });
     const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1));
     const tasks = Object.keys(this.model.processes).map((process) => [process, viewTask(this.host, leaderOf(process))] as const);
@@ -82,6 +82,7 @@ class KernelMachine implements Machine {
       locked_vm: Object.fromEntries(tasks.map(([process, task]) => [process, lockedVmOf(printed(task))])),
       pages: pages.map(printed).flatMap(pageOf),
       dma_avail: container.dma_avail as number | null,
+      ...(container.dirty_page_tracking === true ? { dirty_tracking: true } : {}),
       ...(container.iommu_type === null ? {} : { listeners: (container.notifiers as Value[]).length }),
     };
   }
@@ -89,11 +90,18 @@ class KernelMachine implements Machine {
   async end(): Promise<void> {}
 }
 
+/** The name that a splat's text begins with, as in `WARNING: at vfio_unpin_pages: device-not-open: D0`. */
+function labelOf(text: string): { label?: string } {
+  const label = /: at \w+: ([a-z0-9-]+):/.exec(text)?.[1];
+  return label === undefined ? {} : { label };
+}
+
 /** A container is gone when its fd is closed and its last group has left. */
 const NO_CONTAINER: Fields = { dma_avail: null, iommu_type: null, notifiers: [] };
 
 function returned(op: string, { ret, refusal, fields }: Outcome): Returned {
-  const shown = printed({ ...fields, ...((refusal?.left as Fields | undefined) ?? {}) });
+  const refused = refusal === undefined ? {} : { errno: refusal.errno, ...((refusal.left as Fields | undefined) ?? {}) };
+  const shown = printed({ ...fields, ...refused });
   return { ret, errno: refusal?.errno ?? null, out: outputOf(op, shown) };
 }
 

@@ -1,6 +1,6 @@
 // Lays out the machine of a trace: the commands that make its pages, tasks, areas, groups and devices. A page id is its pfn.
 
-import type { Backing, Command, HostOptions, PageKind } from '../../kernel/command.ts';
+import type { AddressRange, Backing, Command, HostOptions, PageKind } from '../../kernel/command.ts';
 import { READ, WRITE } from '../../kernel/command.ts';
 import { PROFILES } from '../../kernel/profile.ts';
 import type { MemoryModel, Vma } from './trace-format.ts';
@@ -43,6 +43,7 @@ export function hostOptions(era: string, model: MemoryModel): HostOptions {
 
 /** Every command of the layout, in order. Throws Inexpressible. */
 export function* layoutOf(model: MemoryModel): Iterable<Command> {
+  yield { op: 'put_page_contents', contents: 'pattern' };
   for (const [pfn, kind] of Object.entries(model.pages.kinds)) yield { op: 'put_page', pfn: Number(pfn), kind };
   for (const [process, { rlimit_memlock, cap_ipc_lock, vmas }] of Object.entries(model.processes)) {
     for (const task of threadsOf(model, process))
@@ -57,15 +58,22 @@ export function* layoutOf(model: MemoryModel): Iterable<Command> {
   }
   yield* introduceListeners(model);
   yield { op: 'put_container', container: CONTAINER };
-  for (const [group, { kind }] of Object.entries(model.groups)) {
-    if (kind !== 'mdev') throw new Inexpressible(`group ${group} has an IOMMU`);
-    yield { op: 'put_group', group, kind };
-  }
+  for (const [group, { kind, reserved, aperture }] of Object.entries(model.groups))
+    yield {
+      op: 'put_group',
+      group,
+      kind,
+      ...(reserved === undefined ? {} : { reserved: reserved.map(rangeOf) }),
+      ...(aperture === undefined ? {} : { aperture: rangeOf(aperture) }),
+    };
   for (const [device, { group, has_unmap_callback }] of Object.entries(model.devices)) {
-    if (has_unmap_callback !== undefined) throw new Inexpressible(`device ${device} has an unmap callback`);
-    yield { op: 'put_device', device, group };
+    yield { op: 'put_device', device, group, ...(has_unmap_callback === false ? { dma_unmap: false } : {}) };
+    if (has_unmap_callback === true)
+      yield { op: 'register_notifier', device, notifier: { id: device, events: 1, type: 0, priority: 0, delivery: { kind: 'poll' } } };
   }
 }
+
+const rangeOf = ([start, last]: [string, string]): AddressRange => ({ start: BigInt(start), last: BigInt(last) });
 
 function mmapOf(task: string, vma: Vma, model: MemoryModel): Command {
   return {

@@ -26,6 +26,8 @@ export interface Splat {
   kind: 'WARN' | 'BUG' | 'DEADLOCK';
   /** The kernel function that raised it. */
   where: string;
+  /** The name that the text begins with, where it has one. */
+  label?: string;
 }
 
 /** One emulated host with the container of a trace. */

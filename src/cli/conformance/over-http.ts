@@ -142,7 +142,7 @@ class HttpMachine implements Machine {
     const info = question.ask === 'get_info';
     const path = info ? `info?argsz=${question.argsz}` : `extensions/${question.ext}`;
     const { status, body } = await this.client.send('GET', `/containers/${CONTAINER}/${path}`);
-    return status === 200 && info ? infoOf(body) : returned(question.ask, body);
+    return status === 200 && info ? infoOf(body, question.argsz) : returned(question.ask, body);
   }
 
   async splats(): Promise<Splat[]> {

@@ -1,6 +1,6 @@
 // Replays one trace on a machine and records the machine's own answers. Nothing that the recorded kernel answered is in reach.
 
-import { translate } from './commands.ts';
+import { faultsOf, translate } from './commands.ts';
 import { hostOptions, Inexpressible, layoutOf, leaderOf, threadsOf } from './layout.ts';
 import { type Backend, isParked, type Machine, type Reply, type Returned, type Splat } from './machine.ts';
 import type { Answer, AnswerEvent, InputOp, NestedCall, Trace } from './trace.ts';
@@ -10,11 +10,17 @@ const LABELS: Readonly<Record<Splat['kind'], Readonly<Record<string, string>>>> 
   WARN: {
     vfio_remove_dma: 'mapping-removed-with-pins',
     vfio_iommu_type1_detach_group: 'listeners-left-at-detach',
+    vfio_sanity_check_pfn_list: 'pins-left-at-detach',
     notifier_chain_register: 'listener-registered-twice',
     __account_locked_vm: 'locked-vm-underflow',
   },
   BUG: { vfio_dma_do_unmap: 'unmap-retries-exhausted' },
-  DEADLOCK: { blocking_notifier_chain_register: 'listener-lock' },
+  DEADLOCK: {
+    blocking_notifier_chain_register: 'listener-lock',
+    vfio_iommu_type1_register_device: 'listener-lock',
+    vfio_iommu_type1_unregister_device: 'listener-lock',
+    vfio_notify_dma_unmap: 'listener-lock',
+  },
 };
 
 /** NOTIFY_DONE: what is answered to a notification that the recording does not have. */
@@ -93,6 +99,7 @@ class Player {
       return null;
     }
     const events: AnswerEvent[] = [];
+    for (const fault of faultsOf(input)) await this.machine.call(fault, null);
     const returned =
       'ask' in step
         ? await this.machine.ask(step)
@@ -122,8 +129,8 @@ class Player {
         const script = input.scripts.exchange(k, 'wait');
         events.push({ type: 'wait', calls });
         if (script === null) throw new Inexpressible(`${input.op} that sleeps for ever`);
-        if (script.killed) throw new Inexpressible(`a fatal signal for a sleeping ${input.op}`);
         await this.nest(script.calls, null, calls);
+        if (script.killed) await this.machine.call({ op: 'kill_operation', operation }, null);
       } else {
         const { id, device, listener, iova, size } = notification;
         const script = input.scripts.exchange(k, { listener, iova, size });
@@ -149,7 +156,7 @@ class Player {
   }
 
   private async takeSplats(events: AnswerEvent[]): Promise<void> {
-    for (const { kind, where } of await this.machine.splats())
-      events.push({ type: kind, what: LABELS[kind][where] ?? where });
+    for (const { kind, where, label } of await this.machine.splats())
+      events.push({ type: kind, what: LABELS[kind][where] ?? label ?? where });
   }
 }

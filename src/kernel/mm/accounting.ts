@@ -34,6 +34,7 @@ export function accountLockedVm(
     mm.locked_vm = locked_vm;
     return;
   }
-  if (mm.locked_vm >= 0 && npage > mm.locked_vm) warnOnce(host, '__account_locked_vm', 'pages > locked_vm', path);
+  if (host.profile.underflowWarning && mm.locked_vm >= 0 && npage > mm.locked_vm)
+    warnOnce(host, '__account_locked_vm', 'pages > locked_vm', path);
   mm.locked_vm -= npage;
 }

@@ -3,6 +3,7 @@
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { cachePage } from './file.ts';
+import { copyPage } from './page-bytes.ts';
 import { getLayout, layoutPfn, layoutState } from './layout.ts';
 import type { MmStruct } from './mm.ts';
 import { KIND_ANON, KIND_ZERO, MAX_MAPCOUNT } from './page-frames.ts';
@@ -34,11 +35,12 @@ function mapPage(host: Host, mm: MmStruct, page: number, pfn: number, flags: num
   setPte(host, mm, page, pfn, flags);
 }
 
-/** Maps a page of its own, writable and dirty. ENOMEM: no page is left. */
-function mapNewAnonPage(host: Host, mm: MmStruct, page: number): void {
+/** Maps a page of its own, writable and dirty, with the bytes of `copied` if there is one. ENOMEM: no page is left. */
+function mapNewAnonPage(host: Host, mm: MmStruct, page: number, copied: number | null = null): void {
   const { pages } = host.mm;
   const pfn = pages.alloc(KIND_ANON, host.seq);
   pages.addNewAnonRmap(pfn, host.seq);
+  if (copied !== null) copyPage(host, copied, pfn);
   setPte(host, mm, page, pfn, WRITE_ENTRY);
 }
 
@@ -52,7 +54,8 @@ function doFault(host: Host, mm: MmStruct, vma: Vma, page: number, write: boolea
       else setPte(host, mm, page, host.mm.pages.zeroPage(host.seq), ZERO_ENTRY);
       return;
     case 'file':
-      if (write && (vma.flags & VM_SHARED) === 0) mapNewAnonPage(host, mm, page);
+      if (write && (vma.flags & VM_SHARED) === 0)
+        mapNewAnonPage(host, mm, page, host.mm.files.get(vma.file as string)?.pages.get(index) ?? null);
       else mapPage(host, mm, page, cachePage(host, vma.file as string, index), write ? WRITE_ENTRY : READ_ENTRY);
       return;
     case 'pages': {
@@ -98,7 +101,7 @@ function doWpPage(host: Host, mm: MmStruct, vma: Vma, page: number, flags: numbe
     setPte(host, mm, page, pfn, flags | WRITE_ENTRY);
     return;
   }
-  mapNewAnonPage(host, mm, page);
+  mapNewAnonPage(host, mm, page, pfn);
   pages.removeRmap(pfn, (flags & PTE_DIRTY) !== 0, host.seq);
 }
 

@@ -1,5 +1,6 @@
 // Models the memory side of a host: struct mm_struct of every process, the page frames, and the files they map.
 
+import type { PageContents } from '../command.ts';
 import type { MappedFile } from './file.ts';
 import type { Layout } from './layout.ts';
 import { PageFrames } from './page-frames.ts';
@@ -39,6 +40,8 @@ export class Mm {
   /** Which pages lie behind the areas of explicit layouts, by a number that areas name. */
   readonly layouts = new Map<number, Layout>();
   readonly pages: PageFrames;
+  /** What explicit pages hold that nobody has written. */
+  contents: PageContents = 'zero';
   /** Page-table leaves of all mms. */
   page_tables = 0;
   next_pid = 1000;

@@ -61,6 +61,8 @@ export class PageFrames {
   declared = 0;
   /** The shared zero page, chosen at its first use. */
   zero_pfn: number | null = null;
+  /** Bytes of the pages that somebody wrote, with the seq of the last change. */
+  readonly bytes = new Map<number, { data: Uint8Array; version: number }>();
   private last_index = -1;
   private last_chunk: PageChunk | undefined;
 
@@ -249,6 +251,7 @@ export class PageFrames {
     const refcount = ((chunk.refcount[pfn & SLOT_MASK] as number) - references) | 0;
     let left = state >>> 0;
     if (refcount === 0) {
+      if ((state & KEPT) === 0) this.bytes.delete(pfn);
       const kind = state & KIND_MASK;
       if ((state & KEPT) === 0) left = kind === KIND_NORMAL ? state & PG_DIRTY : 0;
     }

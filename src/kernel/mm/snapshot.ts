@@ -12,13 +12,14 @@ import type { Vma } from './vma.ts';
 const REST = 'mm';
 const PAGES = 'mm/pages/';
 const LEAF = 'mm/leaf/';
+const BYTES = 'mm/bytes/';
 const VMAS = 'mm/vmas/';
 const FILE = 'mm/file/';
 const LAYOUT = 'mm/layout/';
 
 const MM_FIELDS = ['users', 'locked_vm', 'adjusted', 'pinned_vm', 'rss', 'has_pinned'] as const;
 const PAGES_FIELDS = ['used', 'pinned', 'cursor', 'declared', 'zero_pfn'] as const;
-const COUNTERS = ['page_tables', 'next_pid', 'next_mm', 'next_layout'] as const;
+const COUNTERS = ['page_tables', 'next_pid', 'next_mm', 'next_layout', 'contents'] as const;
 
 /** Everything that is small: tasks and counters. */
 interface Rest {
@@ -71,6 +72,7 @@ export function* mmSections(mm: Mm): Iterable<HostSection> {
   yield { key: REST, version: null, data: () => flatRest(mm) };
   for (const [index, chunk] of mm.pages.chunks)
     yield { key: `${PAGES}${index}`, version: chunk.version, data: () => withoutVersion(chunk) };
+  for (const [pfn, { data, version }] of mm.pages.bytes) yield { key: `${BYTES}${pfn}`, version, data: () => data };
   for (const file of mm.files.values())
     yield { key: `${FILE}${file.name}`, version: file.version, data: () => flatFile(file) };
   for (const [id, layout] of mm.layouts)
@@ -92,6 +94,8 @@ function getMm(mm: Mm, id: string, key: string): MmStruct {
 function restoreSection(mm: Mm, key: string, data: unknown): void {
   if (key.startsWith(PAGES)) {
     mm.pages.chunks.set(Number(key.slice(PAGES.length)), { ...(data as Flat<PageChunk>), version: 0 });
+  } else if (key.startsWith(BYTES)) {
+    mm.pages.bytes.set(Number(key.slice(BYTES.length)), { data: data as Uint8Array, version: 0 });
   } else if (key.startsWith(FILE)) {
     const { name, indices, pfns } = data as FlatFile;
     const pages = new Map<number, number>();

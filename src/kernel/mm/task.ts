@@ -166,11 +166,11 @@ export function exitThread(host: Host, id: string): void {
   host.mm.mms.delete(mm.id);
 }
 
-/** Ends a thread made with `thread_of` alone, or a whole process with all its threads. ESRCH: it has exited. */
+/** Ends a thread made with `thread_of`, or a leader with `thread_only`, alone; else a whole process. ESRCH: it has exited. */
 export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>): Done {
   const task = getTask(host, command.task);
   requireMm(host, task.id);
-  const ending = task.leader === task.id ? [...threadGroupOf(host, task).threads] : [task.id];
+  const ending = task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
   for (const id of ending) exitThread(host, id);
   return { ret: 0, fields: {} };
 }

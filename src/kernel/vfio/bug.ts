@@ -1,6 +1,6 @@
 // Models what a BUG leaves behind: the task that hit it dies with iommu->lock held, so the container never answers again.
 
-import { ERRNO } from '../errno.ts';
+import { ERRNO, Errno } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
 import { finishOperation, type Operation } from '../operation.ts';
 import type { Outcome } from '../outcome.ts';
@@ -15,6 +15,13 @@ export function killContainer(host: Host, container: Container, where: string, w
   for (const operation of [...host.operations.values()])
     if (operation.state !== 'done' && operation.locals.container === container.id)
       finishOperation(host, operation, deadOutcome(container, operation));
+}
+
+/** A loop in a notifier chain is walked for ever, with its lock held: the container is lost. */
+export function softLockup(host: Host, container: Container, op: string): Errno {
+  const what = `soft-lockup: ${op} walks a notifier chain that a double registration has closed to a loop`;
+  killContainer(host, container, 'notifier_call_chain', what, ['blocking_notifier_call_chain']);
+  return new Errno('EIO', `container '${container.id}' died: ${what}`, { hint: 'a block must not be registered twice in this kernel; see dmesg' });
 }
 
 /** What a call that was blocked in a container gets when the container dies. */

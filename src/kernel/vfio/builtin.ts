@@ -4,10 +4,13 @@ import type { Delivery } from '../command.ts';
 import type { Host } from '../host.ts';
 import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
 import { Errno } from '../errno.ts';
+import { addressOf } from '../lib/u64.ts';
+import { vfioFindDmaOfPage } from './dma.ts';
 import type { Iommu } from './iommu.ts';
 import { type LedgerRun, ledgerRuns } from './ledger.ts';
 import { NOTIFY_DONE, NOTIFY_OK, NOTIFY_STOP } from './notifier.ts';
-import { pinPages } from './pin.ts';
+import { lowerBound } from './pfn-list.ts';
+import { type Entries, pinPages } from './pin.ts';
 import { vfioIommuType1UnpinPages } from './unpin.ts';
 
 type Builtin = Extract<Delivery, { kind: 'builtin' }>;
@@ -25,19 +28,33 @@ function entriesOf(runs: readonly LedgerRun[], references: (run: LedgerRun) => n
   return entries;
 }
 
-function unpinInCalls(host: Host, iommu: Iommu, device: string, entries: readonly number[]): void {
-  for (let i = 0; i < entries.length; i += PIN_PAGES_MAX_ENTRIES) {
-    const call = entries.slice(i, i + PIN_PAGES_MAX_ENTRIES);
-    vfioIommuType1UnpinPages(host, iommu, device, call, call.length);
+/** The calls that name these pages: arrays of up to 512, or one page a call where a range is named. */
+function* callsOf(host: Host, iommu: Iommu, pages: readonly number[]): Iterable<Entries> {
+  const step = host.profile.pinForm === 'user_pfn' ? PIN_PAGES_MAX_ENTRIES : 1;
+  for (let i = 0; i < pages.length; i += step) {
+    const user_pfn = pages.slice(i, i + step);
+    if (step > 1) yield { user_pfn, npage: user_pfn.length };
+    else yield { user_pfn: [], npage: 1, contiguous: { iova: iovaOfRecord(host, iommu, pages[i] as number) } };
   }
 }
 
+/** The iova under which a page is recorded: a driver may have pinned it with an offset, and must unpin it with the same. */
+function iovaOfRecord({ vfio: { dmas, pfns } }: Host, iommu: Iommu, page: number): bigint {
+  const dma = vfioFindDmaOfPage(dmas, iommu.dma_list, page);
+  const slot = dma === null ? 0 : lowerBound(pfns, dma.pfn_list, page);
+  const offset = slot !== 0 && pfns.iova(slot) === page ? pfns.offset(slot) : 0;
+  return addressOf(page) + BigInt(offset);
+}
+
+function unpinInCalls(host: Host, iommu: Iommu, device: string, pages: readonly number[]): void {
+  for (const call of callsOf(host, iommu, pages)) vfioIommuType1UnpinPages(host, iommu, device, call);
+}
+
 /** Pins again what was unpinned; a refusal leaves the rest unpinned, as a driver that gives up would. */
-function pinInCalls(host: Host, device: string, entries: readonly number[]): void {
-  for (let i = 0; i < entries.length; i += PIN_PAGES_MAX_ENTRIES) {
-    const user_pfn = entries.slice(i, i + PIN_PAGES_MAX_ENTRIES);
+function pinInCalls(host: Host, device: string, calls: readonly Entries[]): void {
+  for (const call of calls) {
     try {
-      pinPages(host, { op: 'pin_pages', device, user_pfn, npage: user_pfn.length, prot: 0 });
+      pinPages(host, { op: 'pin_pages', device, prot: 0, ...call });
     } catch (error) {
       if (error instanceof Errno) return;
       throw error;
@@ -61,14 +78,19 @@ export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior,
       if (attempt >= n) unpin((run) => run.references);
       return NOTIFY_OK;
     case 'repin':
-      unpin((run) => run.references);
-      pinInCalls(host, device, entriesOf(runs, (run) => run.references));
+      repin(host, iommu, device, entriesOf(runs, (run) => run.references));
       return NOTIFY_OK;
     case 'stop':
       return NOTIFY_STOP;
     case 'ignore':
       return NOTIFY_DONE;
   }
+}
+
+function repin(host: Host, iommu: Iommu, device: string, pages: readonly number[]): void {
+  const calls = [...callsOf(host, iommu, pages)];
+  for (const call of calls) vfioIommuType1UnpinPages(host, iommu, device, call);
+  pinInCalls(host, device, calls);
 }
 
 /** The delay of a slow driver is over: it unpins all before it acknowledges. */

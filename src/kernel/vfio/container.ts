@@ -5,8 +5,9 @@ import { Errno, NoSuchObject } from '../errno.ts';
 import type { Bug, Host } from '../host.ts';
 import { MAX_CONTAINERS } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import { type Iommu, vfioIommuType1AttachGroup, vfioIommuType1Open } from './iommu.ts';
-import { wakeVaddrWaiters } from './pin.ts';
+import { vfioIommuType1AttachGroup } from './attach.ts';
+import { type Iommu, vfioIommuType1Open } from './iommu.ts';
+import { wakeVaddrWaiters } from './vaddr.ts';
 
 export interface Container {
   id: string;
@@ -21,8 +22,8 @@ const VFIO_TYPE1_IOMMU = 1;
 const VFIO_TYPE1v2_IOMMU = 3;
 const VFIO_TYPE1_NESTING_IOMMU = 6;
 
-/** What VFIO_CHECK_EXTENSION of the type1 back end answers 1 to without an iommu object: types, UNMAP_ALL, UPDATE_VADDR. */
-const EXTENSIONS: ReadonlySet<number> = new Set([1, 3, 6, 9, 10]);
+/** Extension whose answer depends on the container from 6.3 on: no mdev group may be attached. */
+const UPDATE_VADDR = 10;
 /** Coherent: needs an iommu object; 1 when no domain says otherwise. */
 const DMA_CC = 4;
 
@@ -91,7 +92,7 @@ export function releaseIfUnused(host: Host, container: Container): void {
 /**
  * Models vfio_ioctl_set_iommu().
  * EIO dead; EBADF closed; EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
- * that is not a type.
+ * that is not a type; EINVAL the iova ranges of the groups exclude each other, and then none is attached.
  */
 export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu' }>): Done {
   const container = getContainer(host, command.container);
@@ -102,11 +103,15 @@ export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu'
   if (container.iommu !== null)
     throw new Errno('EINVAL', `container '${container.id}' has an iommu already: type ${container.iommu.type}`);
   const { type } = command;
-  if (!EXTENSIONS.has(type)) throw new Errno('ENODEV', `type ${type}: no back end answers to it`);
+  if (!host.profile.extensions.includes(type)) throw new Errno('ENODEV', `type ${type}: no back end answers to it`);
   if (type !== VFIO_TYPE1_IOMMU && type !== VFIO_TYPE1v2_IOMMU && type !== VFIO_TYPE1_NESTING_IOMMU)
     throw new Errno('EINVAL', `type ${type} is an extension, not an iommu type`);
-  const iommu = vfioIommuType1Open(type, type !== VFIO_TYPE1_IOMMU, host.options.dma_entry_limit);
-  for (const group of container.groups) vfioIommuType1AttachGroup(iommu, group);
+  const limit = host.profile.dmaEntryLimit ? host.options.dma_entry_limit : Number.MAX_SAFE_INTEGER;
+  const iommu = vfioIommuType1Open(type, type !== VFIO_TYPE1_IOMMU, limit);
+  for (const id of container.groups) {
+    const group = host.vfio.groups.get(id);
+    if (group !== undefined) vfioIommuType1AttachGroup(host, container, iommu, group, command.task);
+  }
   container.iommu = iommu;
   return { ret: 0, fields: {} };
 }
@@ -125,10 +130,9 @@ export function readIommu(container: Container): Iommu {
   return container.iommu;
 }
 
-/**
- * VFIO_CHECK_EXTENSION. EINVAL without a back end: as the recorded 5.15 traces answer.
- */
-export function checkExtension(container: Container, extension: number): number {
-  readIommu(container);
-  return EXTENSIONS.has(extension) || extension === DMA_CC ? 1 : 0;
+/** VFIO_CHECK_EXTENSION. EINVAL without a back end, as the recorded traces answer. */
+export function checkExtension(host: Host, container: Container, extension: number): number {
+  const { external_groups } = readIommu(container);
+  if (extension === UPDATE_VADDR && host.profile.invalidVaddr === 'EBUSY') return external_groups.length === 0 ? 1 : 0;
+  return host.profile.extensions.includes(extension) || extension === DMA_CC ? 1 : 0;
 }

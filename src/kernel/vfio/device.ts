@@ -7,6 +7,7 @@ import { MAX_DEVICES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
 import { putContainer, setIommu } from './container.ts';
 import { containerOf } from './container.ts';
+import { registerDevice, unregisterDevice } from './device-open.ts';
 import { getGroup, type Group, putGroup, setContainer, vfioGroupAddContainerUser, vfioGroupTryDissolveContainer } from './group.ts';
 import { registerNotifier } from './notifier.ts';
 
@@ -15,6 +16,10 @@ export interface Device {
   group: string | null;
   /** File descriptors of the device that are open. */
   open_count: number;
+  /** Whether its driver can have a dma_unmap op (6.0 and later). */
+  dma_unmap: boolean;
+  /** The notifier that is its dma_unmap op; null: the driver has none. */
+  listener: string | null;
   /** The body that the shortcut made it with; null when it was made step by step. */
   shortcut: { container: string; notifier: NotifierSpec | null } | null;
 }
@@ -43,14 +48,14 @@ function addDevice(host: Host, device: Device): Done {
 
 /** Makes a device in a group, closed. EEXIST: made with another body. ENOSPC: more than MAX_DEVICES. */
 export function putDevice(host: Host, command: Extract<Command, { op: 'put_device' }>): Done {
-  const { device: id, group } = command;
+  const { device: id, group, dma_unmap = true } = command;
   const existing = host.vfio.devices.get(id);
   if (existing === undefined) {
     if (group !== null) getGroup(host, group);
-    return addDevice(host, { id, group, open_count: 0, shortcut: null });
+    return addDevice(host, { id, group, open_count: 0, dma_unmap, listener: null, shortcut: null });
   }
-  if (existing.shortcut !== null || existing.group !== group)
-    throw new Errno('EEXIST', `device '${id}' exists with group ${existing.group ?? 'null'}`);
+  if (existing.shortcut !== null || existing.group !== group || existing.dma_unmap !== dma_unmap)
+    throw new Errno('EEXIST', `device '${id}' exists with group ${existing.group ?? 'null'}, dma_unmap ${existing.dma_unmap}`);
   return { ret: 0, created: false, fields: { id } };
 }
 
@@ -76,7 +81,7 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
       undo.push(() => host.vfio.containers.delete(container));
     if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created) undo.push(() => host.vfio.groups.delete(id));
     const group = getGroup(host, id);
-    addDevice(host, { id, group: id, open_count: 0, shortcut: { container, notifier } });
+    addDevice(host, { id, group: id, open_count: 0, dma_unmap: true, listener: null, shortcut: { container, notifier } });
     undo.push(() => {
       host.vfio.devices.delete(id);
       group.devices = group.devices.filter((other) => other !== id);
@@ -101,23 +106,31 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
   }
 }
 
-/** Models vfio_group_get_device_fd(). EIO; ENODEV no group; EBADF group fd closed; EINVAL no container or no iommu. */
+/**
+ * Models vfio_group_get_device_fd(). From 6.0 on the first fd puts the device on the list of those that are told of unmaps.
+ * EIO; ENODEV no group; EBADF group fd closed; EINVAL no container or no iommu; EDEADLK.
+ */
 export function openDevice(host: Host, { device: id }: Extract<Command, { op: 'open_device' }>): Done {
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   if (group === null) throw new Errno('ENODEV', `device '${id}' belongs to no group`);
   if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
-  vfioGroupAddContainerUser(host, group);
+  const { container, iommu } = vfioGroupAddContainerUser(host, group);
+  if (device.open_count === 0 && host.profile.listener === 'dma_unmap') registerDevice(host, container, iommu, device);
   group.container_users++;
   device.open_count++;
   return { ret: 0, fields: { open_count: device.open_count } };
 }
 
-/** Models vfio_device_fops_release(): the driver's own clean-up is its caller's business. EIO; EBADF not open. */
+/** Models vfio_device_fops_release(): the driver's own clean-up is its caller's business. EIO; EBADF not open; EDEADLK. */
 export function closeDevice(host: Host, { device: id }: Extract<Command, { op: 'close_device' }>): Done {
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   if (device.open_count === 0 || group === null) throw new Errno('EBADF', `device '${id}' is not open`);
+  if (device.open_count === 1 && host.profile.listener === 'dma_unmap') {
+    const { container, iommu } = vfioGroupAddContainerUser(host, group);
+    unregisterDevice(host, container, iommu, device);
+  }
   device.open_count--;
   vfioGroupTryDissolveContainer(host, group);
   return { ret: 0, fields: { open_count: device.open_count } };

@@ -2,7 +2,15 @@
 
 import { LEFT, type RbLinks, RIGHT } from '../lib/rbtree.ts';
 import { type PageNumber, wrappedEnd } from '../lib/u64.ts';
+import type { MmId } from '../mm/mm.ts';
 import { newPfnList, type PfnList } from './pfn-list.ts';
+
+/** Consecutive iova pages that are mapped to consecutive host pages. */
+export interface PfnRun {
+  iova: number;
+  pfn: number;
+  npage: number;
+}
 
 export interface VfioDma {
   /** Place in the host's DmaTable; reused after the mapping is gone. */
@@ -15,12 +23,24 @@ export interface VfioDma {
   vaddr: PageNumber;
   /** READ and WRITE bits of the MAP flags. */
   prot: number;
-  /** Thread-group leader of the task that mapped it: whose mm backs it and is charged. */
+  /** The task that mapped it, or the leader of its thread group: whose mm backs it and is charged. */
   task: string;
+  /** The mm of that task when it mapped: looked at only where the mapping itself holds it (6.3 and later). */
+  mm: MmId;
+  /** Pages charged for it. */
+  locked_vm: number;
+  /** Pages by which its charge is known to differ from what its records and mapped pages say, after a lost charge. */
+  drift: number;
   /** CAP_IPC_LOCK of the calling thread, sampled at MAP. */
   lock_cap: boolean;
   /** Invalidated by UNMAP with FLAG_VADDR, until MAP with FLAG_VADDR gives it a new one. */
   vaddr_invalid: boolean;
+  /** Pinned and mapped for an IOMMU domain. */
+  iommu_mapped: boolean;
+  /** What the IOMMU domain maps it to, ascending: each run is one chunk of consecutive pfns. */
+  mapped: PfnRun[];
+  /** One bit a page, least significant first, in whole words of 64; null while the dirty log is not running. */
+  bitmap: Uint32Array | null;
   pfn_list: PfnList;
 }
 
@@ -28,6 +48,8 @@ export interface VfioDma {
 export class DmaTable {
   readonly records: (VfioDma | undefined)[] = [];
   next_id = 1;
+  /** Whether ends of ranges wrap to 0 at 2^64, as unsigned start + size does: such a mapping is never found. */
+  hides_end_of_space = true;
 
   constructor(readonly links: RbLinks) {}
 
@@ -36,10 +58,16 @@ export class DmaTable {
     if (dma === undefined) throw new Error(`no vfio_dma in slot ${slot}`);
     return dma;
   }
-}
 
-/** One past the mapping's last page as the kernel computes it: 0 for a mapping that ends at 2^64. */
-const endOf = (dma: VfioDma): number => wrappedEnd(dma.iova, dma.npage);
+  /** One past the last page of a range as the kernel compares it. */
+  end(iova: number, npage: number): number {
+    return this.hides_end_of_space ? wrappedEnd(iova, npage) : iova + npage;
+  }
+
+  endOf({ iova, npage }: VfioDma): number {
+    return this.end(iova, npage);
+  }
+}
 
 /**
  * Models vfio_find_dma(): any mapping that overlaps [start, end). `end` is compared as given, so the caller decides
@@ -50,15 +78,18 @@ export function vfioFindDma(table: DmaTable, root: number, start: number, end: n
   while (slot !== 0) {
     const dma = table.at(slot);
     if (end <= dma.iova) slot = table.links.left(slot);
-    else if (start >= endOf(dma)) slot = table.links.right(slot);
+    else if (start >= table.endOf(dma)) slot = table.links.right(slot);
     else return dma;
   }
   return null;
 }
 
-/** The mapping that contains one page, as pin and unpin look it up (start + PAGE_SIZE wraps for the last page). */
-export const vfioFindDmaOfPage = (table: DmaTable, root: number, iova: number): VfioDma | null =>
-  vfioFindDma(table, root, iova, wrappedEnd(iova, 1));
+/**
+ * The mapping that overlaps PAGE_SIZE bytes from one iova on, as pin and unpin look it up. Bytes from within a page touch the
+ * next page too.
+ */
+export const vfioFindDmaOfPage = (table: DmaTable, root: number, iova: number, offset = 0): VfioDma | null =>
+  vfioFindDma(table, root, iova, table.end(iova, offset === 0 ? 1 : 2));
 
 /**
  * Models vfio_find_dma_first_node() of 5.12 and later: the lowest mapping that overlaps [start, end), 0 for none. It goes
@@ -69,7 +100,7 @@ export function vfioFindDmaFirstNode(table: DmaTable, root: number, start: numbe
   let slot = root;
   while (slot !== 0) {
     const dma = table.at(slot);
-    if (start < endOf(dma)) {
+    if (start < table.endOf(dma)) {
       found = slot;
       if (start >= dma.iova) break;
       slot = table.links.left(slot);
@@ -80,19 +111,34 @@ export function vfioFindDmaFirstNode(table: DmaTable, root: number, start: numbe
   return found !== 0 && table.at(found).iova >= end ? 0 : found;
 }
 
-/** Models vfio_link_dma(): descends by iova without looking for overlap. Returns the new root. */
-export function vfioLinkDma(table: DmaTable, root: number, dma: Omit<VfioDma, 'slot' | 'id' | 'pfn_list'>): number {
+/** A mapping as it is made. */
+export type NewDma = Pick<VfioDma, 'container' | 'iova' | 'npage' | 'vaddr' | 'prot' | 'task' | 'mm' | 'lock_cap'>;
+
+/** Models vfio_link_dma(): descends by iova without looking for overlap. Returns the new root and the mapping. */
+export function vfioLinkDma(table: DmaTable, root: number, dma: NewDma): { root: number; dma: VfioDma } {
   const slot = table.links.alloc();
-  const end = wrappedEnd(dma.iova, dma.npage);
+  const end = table.end(dma.iova, dma.npage);
   let parent = 0;
   let left = false;
   for (let at = root; at !== 0; at = left ? table.links.left(at) : table.links.right(at)) {
     parent = at;
     left = end <= table.at(at).iova;
   }
-  table.records[slot] = { ...dma, slot, id: table.next_id++, pfn_list: newPfnList(slot) };
+  const record: VfioDma = {
+    ...dma,
+    slot,
+    id: table.next_id++,
+    locked_vm: 0,
+    drift: 0,
+    vaddr_invalid: false,
+    iommu_mapped: false,
+    mapped: [],
+    bitmap: null,
+    pfn_list: newPfnList(slot),
+  };
+  table.records[slot] = record;
   table.links.linkNode(slot, parent, left ? LEFT : RIGHT);
-  return table.links.insertColor(root, slot);
+  return { root: table.links.insertColor(root, slot), dma: record };
 }
 
 /** Models vfio_unlink_dma(). Returns the new root. */

@@ -1,16 +1,23 @@
 // Models struct vfio_group: /dev/vfio/N, its binding to a container, and who uses it.
 
-import type { Command } from '../command.ts';
+import type { AddressRange, Command } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
-import { MAX_GROUPS } from '../limits.ts';
+import { hex } from '../lib/u64.ts';
+import { MAX_GROUPS, MAX_RESERVED_REGIONS } from '../limits.ts';
+import { getTask } from '../mm/task.ts';
 import type { Done } from '../outcome.ts';
 import { type Container, containerOf, getContainer, releaseIfUnused, requireAlive, requireOpen } from './container.ts';
-import { emptyChain, type Iommu, type NotifierChain, vfioIommuType1AttachGroup, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
+import { vfioIommuType1AttachGroup } from './attach.ts';
+import { type Iommu, refuseSecondAttach, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
+import { blocksOf, emptyChain, type NotifierChain } from './notifier-chain.ts';
 
 export interface Group {
   id: string;
-  kind: 'mdev';
+  kind: 'mdev' | 'iommu';
+  /** Of an IOMMU-backed group: iovas that it can't map, and those between which it can. */
+  reserved: AddressRange[];
+  aperture: AddressRange;
   fd_open: boolean;
   container: string | null;
   /** One for the binding, one for each open device; the binding is dissolved when it reaches 0. */
@@ -26,18 +33,39 @@ export function getGroup(host: Host, id: string): Group {
   return group;
 }
 
-/** Makes a group and opens it. ENOSPC: more than MAX_GROUPS. EEXIST: made with another body. */
-export function putGroup(host: Host, { group: id, kind }: Extract<Command, { op: 'put_group' }>): Done {
+/** The interrupt range of x86: what an IOMMU-backed group reserves unless it says otherwise. */
+const MSI_RANGE: AddressRange = { start: 0xfee00000n, last: 0xfeefffffn };
+const WHOLE_SPACE: AddressRange = { start: 0n, last: 0xffffffffffffn };
+
+const printRanges = (ranges: readonly AddressRange[]): string => ranges.map(({ start, last }) => `${hex(start)}-${hex(last)}`).join(', ');
+
+/**
+ * Makes a group and opens it. An mdev group has neither reserved regions nor aperture.
+ * EEXIST: made with another body. EINVAL: a range that ends before it begins. E2BIG: more than MAX_RESERVED_REGIONS.
+ * ENOSPC: more than MAX_GROUPS.
+ */
+export function putGroup(host: Host, command: Extract<Command, { op: 'put_group' }>): Done {
+  const { group: id, kind } = command;
+  const reserved = command.reserved ?? (kind === 'iommu' ? [{ ...MSI_RANGE }] : []);
+  const aperture = command.aperture ?? { ...WHOLE_SPACE };
   const existing = host.vfio.groups.get(id);
   if (existing !== undefined) {
-    if (existing.kind !== kind) throw new Errno('EEXIST', `group '${id}' exists with kind ${existing.kind}`);
+    const body = (group: Pick<Group, 'kind' | 'reserved' | 'aperture'>): string =>
+      `kind ${group.kind}, reserved ${printRanges(group.reserved)}, aperture ${printRanges([group.aperture])}`;
+    if (body(existing) !== body({ kind, reserved, aperture })) throw new Errno('EEXIST', `group '${id}' exists with ${body(existing)}`);
     return { ret: 0, created: false, fields: { id } };
   }
+  for (const { start, last } of [...reserved, aperture])
+    if (last < start) throw new Errno('EINVAL', `range ${hex(start)}-${hex(last)} ends before it begins`);
+  if (reserved.length > MAX_RESERVED_REGIONS)
+    throw new Errno('E2BIG', `reserved: ${reserved.length} regions, the limit is ${MAX_RESERVED_REGIONS}`);
   if (host.vfio.groups.size >= MAX_GROUPS)
     throw new Errno('ENOSPC', `groups: the host has ${MAX_GROUPS}, the most it can hold`);
   host.vfio.groups.set(id, {
     id,
     kind,
+    reserved,
+    aperture,
     fd_open: true,
     container: null,
     container_users: 0,
@@ -58,12 +86,17 @@ export function openGroup(host: Host, { group: id }: Extract<Command, { op: 'ope
   if (group.fd_open) throw new Errno('EBUSY', `group '${id}' is open already`);
   if (group.container !== null)
     throw new Errno('EBUSY', `group '${id}' is still bound to container '${group.container}' by its open devices`);
-  if (group.notifier.blocks.length > 0) {
-    splat(host, 'WARN', 'vfio_group_fops_open', `group notifier chain not empty (${group.notifier.blocks.join(', ')})`, []);
+  if (host.profile.groupChainCheck === 'open' && group.notifier.head !== null) {
+    warnOfListeners(host, group, 'vfio_group_fops_open');
     group.notifier = emptyChain();
   }
   group.fd_open = true;
   return { ret: 0, fields: {} };
+}
+
+function warnOfListeners(host: Host, group: Group, where: string): void {
+  const left = blocksOf(host.vfio, group.notifier);
+  if (left.length > 0) splat(host, 'WARN', where, `group notifier chain not empty (${left.join(', ')})`, []);
 }
 
 /** Models vfio_group_fops_release(): with devices open, the binding lives until the last of them closes. EIO, EBADF. */
@@ -71,12 +104,16 @@ export function closeGroup(host: Host, { group: id }: Extract<Command, { op: 'cl
   const group = getGroup(host, id);
   containerOf(host, group.container);
   requireGroupFd(group);
+  if (host.profile.groupChainCheck === 'close') warnOfListeners(host, group, 'vfio_group_fops_release');
   group.fd_open = false;
   vfioGroupTryDissolveContainer(host, group);
   return { ret: 0, fields: {} };
 }
 
-/** Models vfio_group_set_container(). EIO container dead; EBADF group or container fd closed; EINVAL bound already. */
+/**
+ * Models vfio_group_set_container(). `task` is the caller, whose limit a replay uses; without it each mapping's own task.
+ * EIO container dead; EBADF group or container fd closed; EINVAL bound already; the errors of vfioIommuType1AttachGroup.
+ */
 export function setContainer(host: Host, command: Extract<Command, { op: 'set_container' }>): Done {
   const group = getGroup(host, command.group);
   const container = getContainer(host, command.container);
@@ -86,11 +123,21 @@ export function setContainer(host: Host, command: Extract<Command, { op: 'set_co
   if (group.container_users > 0)
     throw new Errno('EINVAL', `group '${group.id}' is bound to container '${group.container}' already`);
   requireOpen(container);
-  if (container.iommu !== null) vfioIommuType1AttachGroup(container.iommu, group.id);
+  refuseSecondAttach(host, group.id);
+  if (command.task !== null) getTask(host, command.task);
+  if (container.iommu !== null) {
+    const waiting = vfioIommuType1AttachGroup(host, container, container.iommu, group, command.task);
+    if (waiting !== null) return { ret: 0, fields: {}, parked: waiting.id };
+  }
+  bind(container, group);
+  return { ret: 0, fields: {} };
+}
+
+/** The group counts as one user of the container from now on. */
+export function bind(container: Container, group: Group): void {
   group.container = container.id;
   group.container_users = 1;
   container.groups.push(group.id);
-  return { ret: 0, fields: {} };
 }
 
 /** Models vfio_group_unset_container(). EIO; EBADF; EINVAL not bound; EBUSY a device is open. */
@@ -116,7 +163,7 @@ export function vfioGroupTryDissolveContainer(host: Host, group: Group): void {
 /** Models __vfio_group_unset_container(). */
 function unbind(host: Host, group: Group): void {
   const container = getContainer(host, group.container as string);
-  if (container.iommu !== null) vfioIommuType1DetachGroup(host, container, container.iommu, group.id);
+  if (container.iommu !== null) vfioIommuType1DetachGroup(host, container, container.iommu, group);
   group.container = null;
   container.groups = container.groups.filter((id) => id !== group.id);
   if (container.groups.length === 0 && container.iommu !== null) vfioIommuType1Release(host, container, container.iommu);

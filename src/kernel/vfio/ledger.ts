@@ -2,8 +2,6 @@
 // The kernel's pins have no owner. This serves the leak report and the built-in drivers; it never decides an errno.
 
 import { type Host } from '../host.ts';
-import { mmOf } from '../mm/task.ts';
-import { isInvalidOrReserved } from '../mm/page.ts';
 import type { Container } from './container.ts';
 import type { VfioDma } from './dma.ts';
 import type { Iommu } from './iommu.ts';
@@ -189,29 +187,49 @@ export function ledgerNotified(iommu: Iommu, device: string, start: number, npag
   }
 }
 
-/** Moves a mapping's records from the ledger to the host's list of leaks, before the records are dropped. */
-export function leakMapping(host: Host, container: Container, iommu: Iommu, dma: VfioDma): void {
-  const { vfio } = host;
-  const leaked: LeakedMapping = {
-    container: container.id,
-    iova: dma.iova,
-    npage: dma.npage,
-    task: dma.task,
-    mm: mmOf(host, dma.task)?.id ?? null,
-    charged: 0,
-    seq: host.seq,
-    pfns: [],
-    runs: [],
-  };
-  for (const device of iommu.ledger.keys())
-    for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage)) leaked.runs.push({ ...run, device });
-  for (const run of leaked.runs)
-    for (let iova = run.iova; iova < run.iova + run.npage; iova++)
-      for (let n = run.references; n > 0; n--) ledgerUnpin(iommu, run.device, iova);
-  for (let slot = firstPfn(vfio.pfns, dma.pfn_list); slot !== 0; slot = nextPfn(vfio.pfns, slot)) {
-    const pfn = vfio.pfns.pfn(slot);
-    leaked.pfns.push(pfn);
-    if (!isInvalidOrReserved(host, pfn)) leaked.charged++;
+/** A device that holds a reference on a page. */
+function ownerOf(iommu: Iommu, iova: number): string {
+  for (const device of iommu.ledger.keys()) if (runsHolding(iommu, device, iova) !== null) return device;
+  throw new Error(`ledger: nobody holds iova page ${iova}`);
+}
+
+/** The runs of a mapping's records, taken off the ledger. Records with an offset in their page may lie outside the mapping. */
+function takeRuns(host: Host, iommu: Iommu, dma: VfioDma): LeakedMapping['runs'] {
+  const { pfns } = host.vfio;
+  const runs: LeakedMapping['runs'] = [];
+  const left = new Map<number, number>();
+  let isAligned = true;
+  for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot)) {
+    if (pfns.offset(slot) !== 0) isAligned = false;
+    left.set(pfns.iova(slot), (left.get(pfns.iova(slot)) ?? 0) + pfns.ref_count(slot));
   }
-  vfio.leaked.push(leaked);
+  if (isAligned)
+    for (const device of iommu.ledger.keys())
+      for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage)) runs.push({ ...run, device });
+  for (const [iova, references] of left)
+    for (let n = references; n > 0; n--) {
+      const device = ownerOf(iommu, iova);
+      const [run] = ledgerRuns(iommu, device, iova, 1) as [LedgerRun];
+      if (!isAligned) runs.push({ ...run, device, references: 1 });
+      ledgerUnpin(iommu, device, iova);
+    }
+  return runs;
+}
+
+/** What a mapping that goes away leaves behind: records, and charges that nobody will return. Before the records are dropped. */
+export function leakMapping(host: Host, container: Container, dma: VfioDma, iommu: Iommu): void {
+  const { vfio } = host;
+  if (dma.pfn_list.root === 0 && dma.locked_vm === 0) return;
+  const pfns: number[] = [];
+  for (let slot = firstPfn(vfio.pfns, dma.pfn_list); slot !== 0; slot = nextPfn(vfio.pfns, slot)) pfns.push(vfio.pfns.pfn(slot));
+  const { iova, npage, task, mm, locked_vm: charged } = dma;
+  const runs = takeRuns(host, iommu, dma);
+  vfio.leaked.push({ container: container.id, iova, npage, task, mm: host.mm.mms.has(mm) ? mm : null, charged, seq: host.seq, pfns, runs });
+}
+
+/** Pages of a mapping that stay pinned, and `charged` for how many, although nothing knows of them any more. */
+export function leakPages(host: Host, container: Container, dma: VfioDma, pfns: number[], charged: number): void {
+  const { iova, npage, task, mm } = dma;
+  dma.locked_vm -= charged;
+  host.vfio.leaked.push({ container: container.id, iova, npage, task, mm: host.mm.mms.has(mm) ? mm : null, charged, seq: host.seq, pfns, runs: [] });
 }

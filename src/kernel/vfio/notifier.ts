@@ -6,10 +6,13 @@ import { type Host, splat, trace } from '../host.ts';
 import { MAX_NOTIFIERS, MAX_PARKED_OPERATIONS } from '../limits.ts';
 import { block, type Operation, settle, startOperation } from '../operation.ts';
 import type { Done, Notification } from '../outcome.ts';
+import { softLockup } from './bug.ts';
+import { getContainer } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
+import { registerDevice, unregisterDevice } from './device-open.ts';
 import { type Group, vfioGroupAddContainerUser } from './group.ts';
-import type { NotifierChain } from './iommu.ts';
-import { continueUnmapWalk } from './unmap.ts';
+import { blocksOf, chainRegister, chainUnregister, EndlessChain, type NotifierChain } from './notifier-chain.ts';
+import { continueUnmapWalk } from './unmap-walk.ts';
 
 export const NOTIFY_DONE = 0;
 export const NOTIFY_OK = 1;
@@ -30,6 +33,8 @@ export interface NotifierBlock {
   type: number;
   priority: number;
   delivery: Delivery;
+  /** The block that is called after it; null: none, or it is on no chain. */
+  next: string | null;
 }
 
 /** A notifier call whose handler has not answered. */
@@ -47,7 +52,6 @@ export interface RegistrationLocals {
   container: string;
   device: string;
   notifier: string;
-  priority: number;
 }
 
 type Register = Extract<Command, { op: 'register_notifier' }>;
@@ -67,12 +71,13 @@ function getNotifier(host: Host, id: string): NotifierBlock {
 export function registerNotifier(host: Host, { device: id, notifier: spec }: Register): Done {
   const device = getDevice(host, id);
   const group = groupOf(host, device);
+  if (host.profile.listener === 'dma_unmap') return setDmaUnmapOp(host, device, group, spec);
   const word = { events: spec.events };
   try {
     const chain = chainToRegister(host, device, group, spec, word);
     const block = adoptBlock(host, device, spec);
     const done = { ret: 0, created: true, fields: { id: block.id, events_left: word.events } };
-    return underChainLock(host, chain, 'register_notifier', block, spec.priority, group, () => done);
+    return underChainLock(host, chain, 'register_notifier', block, group, () => done);
   } catch (error) {
     if (error instanceof Errno) error.extra.left = { events_left: word.events };
     throw error;
@@ -110,16 +115,54 @@ function adoptBlock(host: Host, device: Device, spec: NotifierSpec): NotifierBlo
   if (existing !== undefined && isRegistered(host, id)) return existing;
   if (existing === undefined && notifiers.size >= MAX_NOTIFIERS)
     throw new Errno('ENOSPC', `notifiers: the host has ${MAX_NOTIFIERS}, the most it can hold`);
-  const block = { id, device: device.id, type: spec.type, priority: spec.priority, delivery: spec.delivery };
+  const block = { id, device: device.id, type: spec.type, priority: spec.priority, delivery: spec.delivery, next: null };
   notifiers.set(id, block);
   return block;
 }
 
 /** Whether a block is on any chain. */
-export function isRegistered(host: Host, id: string): boolean {
-  for (const { iommu } of host.vfio.containers.values()) if (iommu?.notifier.blocks.includes(id)) return true;
-  for (const { notifier } of host.vfio.groups.values()) if (notifier.blocks.includes(id)) return true;
+export function isRegistered({ vfio }: Host, id: string): boolean {
+  for (const { iommu } of vfio.containers.values()) if (iommu !== null && blocksOf(vfio, iommu.notifier).includes(id)) return true;
+  for (const { notifier } of vfio.groups.values()) if (blocksOf(vfio, notifier).includes(id)) return true;
   return false;
+}
+
+/**
+ * From 6.0 on: the driver of a device gets its dma_unmap op, and is told of unmaps from now on if the device is open.
+ * EOPNOTSUPP type or priority, or a driver that never has one; EEXIST it has one, or the id is another device's; EDEADLK.
+ */
+function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: NotifierSpec): Done {
+  if (spec.type !== IOMMU_NOTIFY || spec.priority !== 0)
+    throw new Errno('EOPNOTSUPP', 'type and priority are of notifier blocks, which this kernel does not have', {
+      hint: 'from 6.0 on a driver has one dma_unmap op; leave type and priority away',
+    });
+  if (!device.dma_unmap) throw new Errno('EOPNOTSUPP', `the driver of device '${device.id}' has no dma_unmap op`);
+  if (device.listener !== null) throw new Errno('EEXIST', `device '${device.id}' has a dma_unmap op: '${device.listener}'`);
+  const owner = [...host.vfio.devices.values()].find(({ listener }) => listener !== null && listener === spec.id);
+  if (owner !== undefined) throw new Errno('EEXIST', `'${spec.id}' is the dma_unmap op of device '${owner.id}'`);
+  const { id } = adoptBlock(host, device, spec);
+  device.listener = id;
+  try {
+    if (device.open_count > 0 && group !== null) {
+      const { container, iommu } = vfioGroupAddContainerUser(host, group);
+      registerDevice(host, container, iommu, device);
+    }
+  } catch (error) {
+    device.listener = null;
+    throw error;
+  }
+  return { ret: 0, created: true, fields: { id, events_left: 0 } };
+}
+
+/** Takes the op away again. ENOENT it is not the device's; EDEADLK. */
+function clearDmaUnmapOp(host: Host, device: Device, group: Group | null, id: string): Done {
+  if (device.listener !== id) throw new Errno('ENOENT', `notifier '${id}' is not registered`);
+  if (device.open_count > 0 && group !== null) {
+    const { container, iommu } = vfioGroupAddContainerUser(host, group);
+    unregisterDevice(host, container, iommu, device);
+  }
+  device.listener = null;
+  return { ret: 0, fields: { id } };
 }
 
 /**
@@ -130,42 +173,18 @@ export function unregisterNotifier(host: Host, { device: id, notifier, type }: U
   const device = getDevice(host, id);
   const block = getNotifier(host, notifier);
   const group = groupOf(host, device);
+  if (host.profile.listener === 'dma_unmap') return clearDmaUnmapOp(host, device, group, notifier);
   if (group === null) throw new Errno('ENODEV', `device '${id}' belongs to no vfio group`);
   const kind = type ?? block.type;
   if (kind !== IOMMU_NOTIFY && kind !== GROUP_NOTIFY)
     throw new Errno('EINVAL', `type ${kind} is neither IOMMU (0) nor GROUP (1)`);
   const { iommu } = vfioGroupAddContainerUser(host, group);
   const chain = kind === IOMMU_NOTIFY ? iommu.notifier : group.notifier;
-  return underChainLock(host, chain, 'unregister_notifier', block, 0, group, () => ({ ret: 0, fields: { id: notifier } }));
-}
-
-/** Models notifier_chain_register(): by descending priority, equal ones in order of registration. */
-function chainRegister(host: Host, chain: NotifierChain, id: string, priority: number): void {
-  const { notifiers } = host.vfio;
-  let at = 0;
-  for (; at < chain.blocks.length; at++) {
-    const other = chain.blocks[at] as string;
-    if (other === id) {
-      splat(host, 'WARN', 'notifier_chain_register', `listener-registered-twice: double register of ${id}`, [
-        'blocking_notifier_chain_register',
-        'vfio_register_notifier',
-      ]);
-      return;
-    }
-    if (priority > (notifiers.get(other)?.priority ?? 0)) break;
-  }
-  chain.blocks.splice(at, 0, id);
-}
-
-/** Models notifier_chain_unregister(). ENOENT. */
-function chainUnregister(chain: NotifierChain, id: string): void {
-  const at = chain.blocks.indexOf(id);
-  if (at < 0) throw new Errno('ENOENT', `notifier '${id}' is not registered`);
-  chain.blocks.splice(at, 1);
+  return underChainLock(host, chain, 'unregister_notifier', block, group, () => ({ ret: 0, fields: { id: notifier } }));
 }
 
 /** The operations whose callbacks the current call is made in, innermost first. */
-function enclosingOperations(host: Host): string[] {
+export function enclosingOperations(host: Host): string[] {
   const enclosing: string[] = [];
   let notification = host.call.notification;
   while (notification !== null) {
@@ -194,25 +213,29 @@ function underChainLock(
   chain: NotifierChain,
   kind: 'register_notifier' | 'unregister_notifier',
   notifier: NotifierBlock,
-  priority: number,
   group: Group | null,
   done: () => Done,
 ): Done {
+  const container = group?.container as string;
   if (chain.readers.length === 0 && chain.waiters.length === 0) {
-    changeChain(host, chain, kind, notifier.id, priority);
+    changeChain(host, chain, kind, notifier.id, container);
     return done();
   }
   refuseDeadlock(host, chain, kind);
-  const container = group?.container as string;
-  const locals = { container, device: notifier.device, notifier: notifier.id, priority };
+  const locals = { container, device: notifier.device, notifier: notifier.id };
   const operation = startOperation(host, { kind, locals });
   waitForChain(host, chain, operation);
   return { ...done(), parked: operation.id };
 }
 
-function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string, priority: number): void {
-  if (kind === 'register_notifier') chainRegister(host, chain, id, priority);
-  else chainUnregister(chain, id);
+/** ENOENT. EIO: the chain is a loop, the caller spins for ever. */
+function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string, container: string): void {
+  try {
+    if (kind === 'register_notifier') chainRegister(host, chain, id);
+    else chainUnregister(host, chain, id);
+  } catch (error) {
+    throw error instanceof EndlessChain ? softLockup(host, getContainer(host, container), kind) : error;
+  }
 }
 
 /** Takes the chain's lock for reading. False: a writer waits, so the walk waits behind it. */
@@ -257,7 +280,7 @@ function grantChain(host: Host, chain: NotifierChain): void {
       traceGranted(host, operation);
       const { kind, locals } = operation;
       settle(host, operation, (): Done => {
-        changeChain(host, chain, kind, locals.notifier, locals.priority);
+        changeChain(host, chain, kind, locals.notifier, locals.container);
         if (kind === 'unregister_notifier') return { ret: 0, fields: { id: locals.notifier } };
         return { ret: 0, created: true, fields: { id: locals.notifier, events_left: 0 } };
       });

@@ -2,38 +2,29 @@
 
 import { type Command, UNMAP_ALL, UNMAP_GET_DIRTY_BITMAP, UNMAP_VADDR } from '../command.ts';
 import { Errno } from '../errno.ts';
-import { type Host, printk, trace } from '../host.ts';
-import { addressOf, hex, isPageAligned, npageOf, PAGES_IN_U64, pageNumberOf, printRange, sizeOf, U64_MAX, wrappedEnd } from '../lib/u64.ts';
-import { DIRTY_BITMAP_SIZE_MAX, UNMAP_MAX_RETRIES } from '../limits.ts';
+import type { Host } from '../host.ts';
+import { hex, isPageAligned, npageOf, PAGES_IN_U64, pageNumberOf, printRange, sizeOf, U64_MAX } from '../lib/u64.ts';
+import { UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
-import { block, type Operation, settle, startOperation } from '../operation.ts';
+import { type Operation, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
-import { killContainer } from './bug.ts';
-import { runBuiltin, finishSlowBuiltin } from './builtin.ts';
+import { killContainer, softLockup } from './bug.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
-import { mappingsOf, type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
+import { requireDeviceListLock } from './device-open.ts';
+import { updateUserBitmap } from './dirty.ts';
+import { type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
-import { ledgerNotified } from './ledger.ts';
-import { enterChain, leaveChain, type NotifierBlock, NOTIFY_STOP_MASK, refuseDeadlock, requireRoomForOperation } from './notifier.ts';
-import { wakeVaddrWaiters } from './pin.ts';
+import { blocksOf, isEndless } from './notifier-chain.ts';
+import { enterChain, leaveChain, refuseDeadlock, requireRoomForOperation } from './notifier.ts';
+import { type Walk, walkChain } from './unmap-walk.ts';
+import { bitmapField, checkBitmap, DIRTY_PGSIZE, newBitmap, userBitmap } from './user-bitmap.ts';
+import { invalidateVaddr, wakeVaddrWaiters } from './vaddr.ts';
 
 type UnmapDma = Extract<Command, { op: 'unmap_dma' }>;
 
 /** Sizes of struct vfio_iommu_type1_dma_unmap without and with the dirty bitmap. */
 export const UNMAP_ARGSZ = 24;
 export const UNMAP_BITMAP_ARGSZ = 48;
-const KNOWN_FLAGS = UNMAP_GET_DIRTY_BITMAP | UNMAP_ALL | UNMAP_VADDR;
-
-/** A walk over the notifier chain for one vfio_dma: a copy of its range, as the kernel passes one on its stack. */
-interface Walk {
-  blocks: string[];
-  /** Index of the block that is being called, or called next. */
-  at: number;
-  iova: number;
-  npage: number;
-  /** The notification that waits for its handler; null before the first call. */
-  notification: string | null;
-}
 
 /** Locals of vfio_dma_do_unmap(). */
 export interface UnmapLocals {
@@ -51,30 +42,25 @@ export interface UnmapLocals {
   restarted: boolean;
   /** Handler calls so far, over all listeners and tries. */
   notifications: number;
+  /** Where the dirty bits go. */
+  bitmap: { own: Uint8Array | null; addr?: bigint; task: string | null } | null;
   walk: Walk | null;
 }
 
-/** How a handler's call ended. */
-export interface HandlerReturn {
-  notification: string;
-  ret: number;
-  reason: 'ack' | 'webhook_failed' | 'slow_builtin' | 'timeout';
-  detail: string | null;
-}
-
 /**
- * VFIO_IOMMU_UNMAP_DMA. Fields: size (what was removed), notifications, warnings. Blocks while handlers run.
+ * VFIO_IOMMU_UNMAP_DMA. Fields: size (what was removed), notifications, warnings, bitmap. Blocks while handlers run.
  * ESRCH the named task has exited; EINVAL argsz below 24 or unknown flags; EINVAL GET_DIRTY_BITMAP with ALL or VADDR, argsz
- * below 48, bitmap too small or too large; EINVAL iova misaligned; EINVAL ALL with iova or size; EINVAL size 0, misaligned or
- * wrapping; EINVAL dirty log not running; EINVAL the range bisects a mapping; EIO BUG: pins left after 11 tries.
+ * below 48, bitmap too small or too large; EBUSY VADDR with an mdev group (6.x); EINVAL iova misaligned; EINVAL ALL with iova
+ * or size; EINVAL size 0 or misaligned; EINVAL or EOVERFLOW wrapping; EINVAL dirty log not running; EDEADLK it would deadlock;
+ * EINVAL the range bisects a mapping; EFAULT the bitmap can't be written; EIO BUG: pins left after 11 tries.
  */
 export function unmapDma(host: Host, command: UnmapDma): Done {
   const container = getContainer(host, command.container);
   const task = command.task === null ? null : getTask(host, command.task);
   const iommu = requireIommu(container);
   if (task !== null) requireMm(host, task.id);
-  checkIoctl(command);
-  checkRange(command);
+  checkIoctl(host, command);
+  checkRange(host, iommu, command);
   const locals: UnmapLocals = {
     container: container.id,
     iova: pageNumberOf(command.iova),
@@ -86,117 +72,145 @@ export function unmapDma(host: Host, command: UnmapDma): Done {
     retries: 0,
     restarted: false,
     notifications: 0,
+    bitmap: bitmapOf(command),
     walk: null,
   };
   const caller = task?.id ?? lowestOverlapping(host, iommu, locals)?.task ?? null;
   locals.caller_mm = caller === null ? null : (mmOf(host, caller)?.id ?? null);
-  refuseNestedWalk(host, iommu, locals);
+  refuseDeadlockedWalk(host, container, iommu, locals);
   return vfioDmaDoUnmap(host, container, iommu, locals, null);
 }
 
 /** The ioctl layer. */
-function checkIoctl({ argsz, flags, size, bitmap }: UnmapDma): void {
+function checkIoctl({ profile }: Host, { argsz, flags, size, bitmap }: UnmapDma): void {
   const given = argsz ?? (bitmap === null ? UNMAP_ARGSZ : UNMAP_BITMAP_ARGSZ);
   if (given < UNMAP_ARGSZ) throw new Errno('EINVAL', `argsz ${given} is less than ${UNMAP_ARGSZ}`);
-  if ((flags & ~KNOWN_FLAGS) !== 0) throw new Errno('EINVAL', `flags ${hex(BigInt(flags >>> 0))} have unknown bits`);
+  if ((flags & ~profile.unmapFlags) !== 0) throw new Errno('EINVAL', `flags ${hex(BigInt(flags >>> 0))} have unknown bits`);
   if ((flags & UNMAP_GET_DIRTY_BITMAP) === 0) return;
   if ((flags & (UNMAP_ALL | UNMAP_VADDR)) !== 0)
     throw new Errno('EINVAL', 'flags have GET_DIRTY_BITMAP together with ALL or VADDR');
   if (given < UNMAP_BITMAP_ARGSZ)
     throw new Errno('EINVAL', `argsz ${given} is less than ${UNMAP_BITMAP_ARGSZ}, which GET_DIRTY_BITMAP needs`);
-  const pgsize = bitmap?.pgsize ?? 0n;
-  const bytes = bitmap?.size ?? 0n;
-  const npages = pgsize === 0n ? 0n : size / (pgsize & -pgsize);
-  const needed = ((npages + 63n) / 64n) * 8n;
-  if (npages === 0n || bytes === 0n || bytes > DIRTY_BITMAP_SIZE_MAX || bytes < needed)
-    throw new Errno('EINVAL', `bitmap size ${hex(bytes)} does not fit ${npages} pages: ${hex(needed)} to ${hex(DIRTY_BITMAP_SIZE_MAX)} bytes`);
+  checkBitmap(size, bitmap ?? { pgsize: 0n, size: 0n });
 }
 
 /** vfio_dma_do_unmap() before its loop. */
-function checkRange({ iova, size, flags }: UnmapDma): void {
+function checkRange({ profile }: Host, iommu: Iommu, { iova, size, flags, bitmap }: UnmapDma): void {
+  if ((flags & UNMAP_VADDR) !== 0 && profile.invalidVaddr === 'EBUSY' && iommu.external_groups.length > 0)
+    throw new Errno('EBUSY', 'flag VADDR is refused while an mdev group is attached');
   if (!isPageAligned(iova)) throw new Errno('EINVAL', `iova ${hex(iova)} is not a multiple of the page size 0x1000`);
   if ((flags & UNMAP_ALL) !== 0) {
     if (iova !== 0n || size !== 0n) throw new Errno('EINVAL', `flag ALL goes with iova 0 and size 0, not ${hex(iova)} and ${hex(size)}`);
   } else if (size === 0n || !isPageAligned(size)) {
     throw new Errno('EINVAL', `size ${hex(size)} is 0 or not a multiple of the page size 0x1000`);
-  } else if (iova + size - 1n > U64_MAX) {
-    throw new Errno('EINVAL', `iova ${hex(iova)} + size ${hex(size)} passes the end of the 64-bit space`);
+  } else if (profile.unmapWrapTest && iova + size - 1n > U64_MAX) {
+    throw new Errno(profile.rangeOverflow, `iova ${hex(iova)} + size ${hex(size)} passes the end of the 64-bit space`);
   }
-  if ((flags & UNMAP_GET_DIRTY_BITMAP) !== 0)
-    throw new Errno('EINVAL', 'GET_DIRTY_BITMAP: dirty page tracking is not running');
+  if ((flags & UNMAP_GET_DIRTY_BITMAP) === 0) return;
+  if (!iommu.dirty_page_tracking) throw new Errno('EINVAL', 'GET_DIRTY_BITMAP: dirty page tracking is not running');
+  if (bitmap?.pgsize !== DIRTY_PGSIZE) throw new Errno('EINVAL', `pgsize ${hex(bitmap?.pgsize ?? 0n)} is not the smallest page size ${hex(DIRTY_PGSIZE)}`);
 }
 
-/** One past the request as the loop compares it: ALL covers everything; a range that ends at 2^64 has end 0. */
-const endOf = ({ flags, iova, npage }: UnmapLocals): number =>
-  (flags & UNMAP_ALL) !== 0 ? PAGES_IN_U64 : wrappedEnd(iova, npage);
+function bitmapOf({ flags, bitmap, task }: UnmapDma): UnmapLocals['bitmap'] {
+  if ((flags & UNMAP_GET_DIRTY_BITMAP) === 0 || bitmap === null) return null;
+  return { own: newBitmap(bitmap), task, ...(bitmap.addr === undefined ? {} : { addr: bitmap.addr }) };
+}
+
+/** One past the request as the loop compares it: ALL covers everything; a range that ends at 2^64 may have end 0. */
+const endOf = ({ vfio: { dmas } }: Host, { flags, iova, npage }: UnmapLocals): number =>
+  (flags & UNMAP_ALL) !== 0 ? PAGES_IN_U64 : dmas.end(iova, npage);
 
 function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
-  const slot = vfioFindDmaFirstNode(host.vfio.dmas, iommu.dma_list, locals.iova, endOf(locals));
+  const slot = vfioFindDmaFirstNode(host.vfio.dmas, iommu.dma_list, locals.iova, endOf(host, locals));
   return slot === 0 ? null : host.vfio.dmas.at(slot);
 }
 
-/** A nested unmap that would have to walk the chain while a writer waits for it deadlocks: EDEADLK, unexecuted. */
-function refuseNestedWalk(host: Host, iommu: Iommu, locals: UnmapLocals): void {
-  if (host.call.notification === null || iommu.notifier.waiters.length === 0) return;
+/**
+ * A second walk deadlocks where the first one must end before it: inside a callback while a writer waits for the chain, and in
+ * 6.x always, since it would wait for device_list_lock with iommu->lock held. EDEADLK, unexecuted.
+ */
+function refuseDeadlockedWalk(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): void {
+  const { readers, waiters } = iommu.notifier;
+  const isList = host.profile.listener === 'dma_unmap';
+  if (isList ? readers.length === 0 : host.call.notification === null || waiters.length === 0) return;
   if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return;
   const { dmas } = host.vfio;
-  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(locals));
-  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
-    if (dmas.at(slot).pfn_list.root !== 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
+  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot)) {
+    if (dmas.at(slot).pfn_list.root === 0) continue;
+    if (isList) requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
+    else refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  }
 }
 
 /** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
 function isLoopEnd(host: Host, iommu: Iommu, locals: UnmapLocals, dma: VfioDma): boolean {
-  if (dma.iova >= endOf(locals)) return true;
+  if (dma.iova >= endOf(host, locals)) return true;
   if (!iommu.v2 && locals.iova > dma.iova) return true;
+  if (host.profile.foreignMmUnmap === 'allowed') return false;
   return locals.caller_mm === null || mmOf(host, dma.task)?.id !== locals.caller_mm;
 }
 
 /**
- * The loop: bisect test, then removal in ascending order; a mapping with records stops it for a walk over the notifier
- * chain, with the lock dropped, after which everything is looked up again.
+ * The loop: bisect test, then removal; a mapping with records stops it for a walk over the listeners, with the lock dropped,
+ * after which everything is looked up again.
  */
-function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, started: Operation | null): Done {
+export function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, started: Operation | null): Done {
   let operation = started;
   for (;;) {
-    const pinned = removeUnpinned(host, container, iommu, locals);
-    wakeVaddrWaiters(host, iommu);
-    if (pinned === null) return { ret: 0, fields: resultOf(locals) };
-    if (pinned.id === locals.dma_last) {
-      locals.retries++;
-      if (locals.retries > UNMAP_MAX_RETRIES) throw retriesExhausted(host, container, iommu, locals, pinned);
-    } else {
-      locals.dma_last = pinned.id;
-      locals.retries = 0;
+    const invalid = iommu.vaddr_invalid_count;
+    let pinned: VfioDma | null;
+    try {
+      pinned = removeUnpinned(host, container, iommu, locals);
+    } finally {
+      if (iommu.vaddr_invalid_count < invalid) wakeVaddrWaiters(host, iommu);
     }
-    locals.restarted = true;
-    if (iommu.notifier.blocks.length === 0) continue;
+    if (pinned === null) return { ret: 0, fields: resultOf(locals) };
+    countTry(host, container, iommu, locals, pinned);
+    const blocks = blocksOf(host.vfio, iommu.notifier);
+    if (blocks.length === 0) continue;
     if (operation === null) {
       requireRoomForOperation(host);
       operation = startOperation(host, { kind: 'unmap_dma', locals });
     }
-    locals.walk = { blocks: [...iommu.notifier.blocks], at: 0, iova: pinned.iova, npage: pinned.npage, notification: null };
+    locals.walk = { blocks, at: 0, stopped: false, iova: pinned.iova, npage: pinned.npage, notification: null };
     if (!enterChain(host, iommu.notifier, operation) || !walkChain(host, operation, locals, locals.walk))
       return { ret: 0, fields: {}, parked: operation.id };
-    locals.walk = null;
-    leaveChain(host, iommu.notifier, operation);
-    requireAlive(container);
+    endWalk(host, container, iommu, operation, locals);
   }
+}
+
+/** The walk went through: what it held is dropped. EIO: it never ends, or the container died meanwhile. */
+export function endWalk(host: Host, container: Container, iommu: Iommu, operation: Operation, locals: UnmapLocals): void {
+  if (locals.walk?.stopped === false && isEndless(host.vfio, iommu.notifier)) throw softLockup(host, container, 'unmap_dma');
+  locals.walk = null;
+  leaveChain(host, iommu.notifier, operation);
+  requireAlive(container);
+}
+
+/** Eleven tries for one mapping. EIO: BUG_ON(++retries > 10). */
+function countTry(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, pinned: VfioDma): void {
+  locals.restarted = true;
+  if (pinned.id !== locals.dma_last) {
+    locals.dma_last = pinned.id;
+    locals.retries = 0;
+    return;
+  }
+  locals.retries++;
+  if (locals.retries > UNMAP_MAX_RETRIES) throw retriesExhausted(host, container, iommu, locals, pinned);
 }
 
 function resultOf(locals: UnmapLocals): Fields {
   const fields: Fields = { size: BigInt.asUintN(64, sizeOf(locals.unmapped)), notifications: locals.notifications };
   if (locals.unmapped === 0) fields.warnings = ['NOTHING_UNMAPPED'];
-  return fields;
+  return { ...fields, ...bitmapField(locals.bitmap?.own ?? null) };
 }
 
 /**
  * One pass of the loop with the lock held: removes mappings until one has records (returned) or the range is through (null).
- * EINVAL: the range bisects a mapping, on the first pass; on a restart the call ends with what was removed.
+ * EINVAL: the range bisects a mapping; on a restart newer kernels end the call with what was removed. EFAULT: the bitmap.
  */
 function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
-  const { dmas } = host.vfio;
-  const end = endOf(locals);
   const bisected = findBisected(host, iommu, locals);
   if (bisected !== null) {
     if (locals.restarted && host.profile.bisectOnRestart === 'success') return null;
@@ -206,22 +220,35 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
       { hint: 'TYPE1v2 unmaps whole mappings only' },
     );
   }
-  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, end);
+  const { dmas } = host.vfio;
   const invalidated: VfioDma[] = [];
+  let slot = firstSlot(host, iommu, locals);
   while (slot !== 0) {
     const dma = dmas.at(slot);
     if (isLoopEnd(host, iommu, locals, dma)) break;
     if ((locals.flags & UNMAP_VADDR) !== 0) {
-      invalidateVaddr(iommu, locals, dma, invalidated);
+      invalidateVaddr(iommu, dma, invalidated);
+      locals.unmapped += dma.npage;
       slot = dmas.links.next(slot);
       continue;
     }
     if (dma.pfn_list.root !== 0) return dma;
-    slot = dmas.links.next(slot);
+    if (locals.bitmap !== null)
+      updateUserBitmap(iommu, dma, locals.iova, userBitmap(host, locals.bitmap.own, locals.bitmap.addr, locals.bitmap.task));
+    const next = dmas.links.next(slot);
     locals.unmapped += dma.npage;
     vfioRemoveDma(host, container, iommu, dma, ['vfio_dma_do_unmap']);
+    slot = host.profile.unmapOrder === 'ascending' ? next : firstSlot(host, iommu, locals);
   }
   return null;
+}
+
+/** The mapping that the loop takes first: the lowest one in the range, or in old kernels the one met first from the root. */
+function firstSlot(host: Host, iommu: Iommu, locals: UnmapLocals): number {
+  const { dmas } = host.vfio;
+  const end = endOf(host, locals);
+  if (host.profile.unmapOrder === 'ascending') return vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, end);
+  return vfioFindDma(dmas, iommu.dma_list, locals.iova, end)?.slot ?? 0;
 }
 
 /** The mapping that the range's first or last page lies in without being its first or last, or null: v1 and ALL cut nothing. */
@@ -230,105 +257,19 @@ function findBisected(host: Host, iommu: Iommu, { iova, npage, flags }: UnmapLoc
   const { dmas } = host.vfio;
   const first = vfioFindDma(dmas, iommu.dma_list, iova, iova + 1);
   if (first !== null && first.iova !== iova) return first;
-  const last = vfioFindDma(dmas, iommu.dma_list, iova + npage - 1, iova + npage);
-  return last !== null && wrappedEnd(last.iova, last.npage) !== wrappedEnd(iova, npage) ? last : null;
-}
-
-/** FLAG_VADDR: marks one mapping; EINVAL when it is marked already, and then this call's marks are taken back. */
-function invalidateVaddr(iommu: Iommu, locals: UnmapLocals, dma: VfioDma, invalidated: VfioDma[]): void {
-  if (dma.vaddr_invalid) {
-    for (const marked of invalidated) {
-      marked.vaddr_invalid = false;
-      iommu.vaddr_invalid_count--;
-    }
-    throw new Errno('EINVAL', `the vaddr of mapping ${printRange(dma.iova, dma.npage)} is invalid already`);
-  }
-  dma.vaddr_invalid = true;
-  iommu.vaddr_invalid_count++;
-  invalidated.push(dma);
-  locals.unmapped += dma.npage;
+  const lastPage = (iova + npage - 1) % PAGES_IN_U64;
+  const last = vfioFindDma(dmas, iommu.dma_list, lastPage, lastPage + 1);
+  return last !== null && dmas.endOf(last) !== dmas.end(iova, npage) ? last : null;
 }
 
 /** BUG_ON(++retries > 10), with iommu->lock held. */
 function retriesExhausted(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, dma: VfioDma): Errno {
-  const listeners = iommu.notifier.blocks.length === 0 ? 'nobody listens' : `listeners: ${iommu.notifier.blocks.join(', ')}`;
+  const blocks = blocksOf(host.vfio, iommu.notifier);
+  const listeners = blocks.length === 0 ? 'nobody listens' : `listeners: ${blocks.join(', ')}`;
   const what = `unmap-retries-exhausted: ${dma.pfn_list.count} vfio_pfn still in ${container.id} ${printRange(dma.iova, dma.npage)} after ${UNMAP_MAX_RETRIES + 1} tries (${listeners})`;
   killContainer(host, container, 'vfio_dma_do_unmap', what, ['vfio_iommu_type1_unmap_dma', 'vfio_iommu_type1_ioctl']);
   return new Errno('EIO', `container '${container.id}' died: ${what}`, {
     hint: 'the handler must unpin every page of the announced range before it returns; see dmesg',
     left: { notifications: locals.notifications },
   });
-}
-
-/** Calls the chain's blocks from walk.at on. True: the walk is over; false: a handler is running elsewhere. */
-function walkChain(host: Host, operation: Operation, locals: UnmapLocals, walk: Walk): boolean {
-  while (walk.at < walk.blocks.length) {
-    const block = host.vfio.notifiers.get(walk.blocks[walk.at] as string) as NotifierBlock;
-    const ret = callBlock(host, operation, locals, walk, block);
-    if (ret === null) return false;
-    if (returned(host, operation, walk, block.id, ret)) return true;
-  }
-  return true;
-}
-
-/** A block's callback has returned; true when that ends the walk. */
-function returned(host: Host, operation: Operation, walk: Walk, notifier: string, ret: number): boolean {
-  trace(host, 'notify_return', operation.id, { notifier, notification: walk.notification, ret });
-  walk.notification = null;
-  walk.at++;
-  return (ret & NOTIFY_STOP_MASK) !== 0 || walk.at === walk.blocks.length;
-}
-
-/** Calls one block: a built-in driver answers at once (its result), anything else gets a notification (null). */
-function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: Walk, notifier: NotifierBlock): number | null {
-  const { container, retries } = locals;
-  const iommu = host.vfio.containers.get(container)?.iommu as Iommu;
-  const id = `notification-${host.vfio.next_notification++}`;
-  const attempt = retries + 1;
-  locals.notifications++;
-  walk.notification = id;
-  ledgerNotified(iommu, notifier.device, walk.iova, walk.npage);
-  const range = { iova: addressOf(walk.iova), size: sizeOf(walk.npage) };
-  trace(host, 'notify', operation.id, { notifier: notifier.id, device: notifier.device, notification: id, attempt, ...range });
-  const { delivery } = notifier;
-  if (delivery.kind === 'builtin' && delivery.behavior !== 'slow')
-    return runBuiltin(host, iommu, notifier.device, delivery, walk, attempt);
-  const notification = { id, device: notifier.device, notifier: notifier.id, event: 'DMA_UNMAP' as const, ...range, container, attempt, seq: host.seq };
-  host.vfio.notifications.set(id, { notification, operation: operation.id, delivery, at: host.call.at });
-  host.emitted.push(id);
-  block(host, operation, 'notify', `notification:${id}`);
-  return null;
-}
-
-/** A handler has returned, or the chain's lock was granted (null): the walk and then the loop go on. */
-export function continueUnmapWalk(host: Host, operation: Operation, answer: HandlerReturn | null): void {
-  if (operation.kind !== 'unmap_dma') throw new Error(`${operation.id} is no unmap`);
-  const { locals } = operation;
-  const container = host.vfio.containers.get(locals.container) as Container;
-  const iommu = container.iommu as Iommu;
-  const walk = locals.walk as Walk;
-  operation.state = 'running';
-  settle(host, operation, () => {
-    let over = false;
-    // The chain may have changed while the walk waited for its lock.
-    if (answer === null) walk.blocks = [...iommu.notifier.blocks];
-    else over = handlerReturned(host, iommu, operation, walk, answer);
-    if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
-    locals.walk = null;
-    leaveChain(host, iommu.notifier, operation);
-    requireAlive(container);
-    return vfioDmaDoUnmap(host, container, iommu, locals, operation);
-  });
-}
-
-function handlerReturned(host: Host, iommu: Iommu, operation: Operation, walk: Walk, answer: HandlerReturn): boolean {
-  const pending = host.vfio.notifications.get(answer.notification);
-  host.vfio.notifications.delete(answer.notification);
-  const { device, notifier } = pending?.notification ?? { device: '', notifier: '' };
-  if (answer.reason === 'slow_builtin') finishSlowBuiltin(host, iommu, device, walk);
-  if (answer.reason === 'timeout')
-    printk(host, 'warning', `notifier ${notifier} of ${device} did not answer ${answer.notification} within ${host.options.notifier_timeout_ms} ms: going on as if its handler had returned`);
-  if (answer.reason === 'webhook_failed')
-    printk(host, 'warning', `notifier ${notifier} of ${device}: the webhook of ${answer.notification} failed (${answer.detail ?? 'no detail'}): its handler counts as returned without unpinning`);
-  return returned(host, operation, walk, notifier, answer.ret);
 }

@@ -3,43 +3,58 @@
 import { Errno, NoSuchObject } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { addressOf, hex, pageNumberOf, sizeOf } from '../lib/u64.ts';
+import { DIRTY_BITMAP_SIZE_MAX } from '../limits.ts';
 import type { Fields, Value } from '../outcome.ts';
 import { type Container, checkExtension as extensionOf, getContainer, readIommu } from '../vfio/container.ts';
 import { type Device, getDevice } from '../vfio/device.ts';
 import { mappingsOf, type VfioDma } from '../vfio/dma.ts';
 import { getGroup, type Group } from '../vfio/group.ts';
+import { DOMAIN_PGSIZES } from '../vfio/domain.ts';
+import type { Iommu } from '../vfio/iommu.ts';
+import { blocksOf } from '../vfio/notifier-chain.ts';
 import { isRegistered, type NotifierBlock } from '../vfio/notifier.ts';
-import { lowerBound, nextPfn } from '../vfio/pfn-list.ts';
+import { lowerBound, nextPfn, type PfnSlab } from '../vfio/pfn-list.ts';
 import { byId, type Listed, listed } from './page.ts';
 
 const protNames = (prot: number): Value[] => ['READ', 'WRITE'].filter((_, bit) => (prot & (1 << bit)) !== 0);
 
-function showContainer(container: Container): Fields {
+function showContainer(host: Host, container: Container): Fields {
   const { id, fd_open, groups, iommu, dead } = container;
   const types: Record<number, string> = { 1: 'TYPE1', 3: 'TYPE1v2', 6: 'NESTING' };
   return {
     id,
     fd_open,
     iommu_type: iommu === null ? null : (types[iommu.type] ?? iommu.type),
-    dma_avail: iommu?.dma_avail ?? null,
+    dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     groups: [...groups],
-    notifiers: [...(iommu?.notifier.blocks ?? [])],
+    notifiers: iommu === null ? [] : blocksOf(host.vfio, iommu.notifier),
+    dirty_page_tracking: iommu?.dirty_page_tracking ?? false,
     dead: dead === null ? null : { ...dead },
   };
 }
 
-export const viewContainer = (host: Host, id: string): Fields => showContainer(getContainer(host, id));
+export const viewContainer = (host: Host, id: string): Fields => showContainer(host, getContainer(host, id));
 
 export const listContainers = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.containers, after), limit, ({ id }) => id, showContainer);
+  listed(byId(host.vfio.containers, after), limit, ({ id }) => id, (container) => showContainer(host, container));
 
 /** Sizes of struct vfio_iommu_type1_info: up to iova_pgsizes, and up to cap_offset. */
 const INFO_MIN_ARGSZ = 16;
 const INFO_ARGSZ = 24;
 const INFO_FLAG_PGSIZES = 1;
 const INFO_FLAG_CAPS = 2;
-/** Sizes of the capabilities by id, header included: 2 migration, 3 dma_avail. */
-const CAPABILITY_SIZE: Readonly<Record<number, number>> = { 2: 32, 3: 12 };
+/** Sizes of the capabilities by id, header included: 1 iova ranges (without the ranges, 16 bytes each), 2 migration, 3 dma_avail. */
+const CAPABILITY_SIZE: Readonly<Record<number, number>> = { 1: 16, 2: 32, 3: 12 };
+const RANGE_SIZE = 16;
+
+/** What VFIO_IOMMU_GET_INFO says of page sizes where no IOMMU has a say. */
+const ALL_PGSIZES = 0xfffffffffffff000n;
+
+function capabilityOf(iommu: Iommu, id: number): Fields {
+  if (id === 2) return { id, version: 1, name: 'MIGRATION', flags: 0, pgsize_bitmap: 0x1000n, max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX };
+  if (id === 3) return { id, version: 1, name: 'DMA_AVAIL', avail: iommu.dma_avail };
+  return { id, version: 1, name: 'IOVA_RANGE', iova_ranges: iommu.iova_list.map(({ start, last }) => ({ start, end: last })) };
+}
 
 /**
  * VFIO_IOMMU_GET_INFO, with the struct's field names. EBADF, EINVAL no iommu; EINVAL argsz below 16. Where argsz does not
@@ -48,40 +63,44 @@ const CAPABILITY_SIZE: Readonly<Record<number, number>> = { 2: 32, 3: 12 };
 export function viewInfo(host: Host, id: string, argsz: number): Fields {
   const iommu = readIommu(getContainer(host, id));
   if (argsz < INFO_MIN_ARGSZ) throw new Errno('EINVAL', `argsz ${argsz} is less than ${INFO_MIN_ARGSZ}`);
-  const ids = host.profile.infoCapabilities;
-  const needed = ids.reduce((sum, cap) => sum + (CAPABILITY_SIZE[cap] ?? 0), INFO_ARGSZ);
+  const { infoCapabilities, infoCapabilityAlign } = host.profile;
+  const ids = infoCapabilities.filter((cap) => cap !== 1 || iommu.iova_list.length > 0);
+  const iova_pgsizes = iommu.domain === null ? ALL_PGSIZES : DOMAIN_PGSIZES;
+  if (ids.length === 0) return { argsz, flags: INFO_FLAG_PGSIZES, iova_pgsizes, cap_offset: 0, caps: [] };
+  let needed = INFO_ARGSZ;
+  for (const cap of ids) {
+    const size = (CAPABILITY_SIZE[cap] ?? 0) + (cap === 1 ? iommu.iova_list.length * RANGE_SIZE : 0);
+    needed += Math.ceil(size / infoCapabilityAlign) * infoCapabilityAlign;
+  }
   const fits = argsz >= needed;
-  const capabilities: Record<number, Fields> = {
-    2: { id: 2, version: 1, name: 'MIGRATION', flags: 0, pgsize_bitmap: 0x1000n, max_dirty_bitmap_size: 2n ** 28n },
-    3: { id: 3, version: 1, name: 'DMA_AVAIL', avail: iommu.dma_avail },
-  };
   return {
     argsz: fits ? argsz : needed,
     flags: INFO_FLAG_PGSIZES | INFO_FLAG_CAPS,
-    iova_pgsizes: 0xfffffffffffff000n,
+    iova_pgsizes,
     cap_offset: fits ? INFO_ARGSZ : 0,
-    caps: fits ? ids.map((cap) => capabilities[cap] as Fields) : [],
+    caps: fits ? ids.map((cap) => capabilityOf(iommu, cap)) : [],
   };
 }
 
 export const checkExtension = (host: Host, id: string, extension: number): Fields => ({
-  ret: extensionOf(getContainer(host, id), extension),
+  ret: extensionOf(host, getContainer(host, id), extension),
 });
 
-const showGroup = ({ id, kind, fd_open, container, container_users, devices, notifier }: Group): Fields => ({
+const showGroup = (host: Host, { id, kind, reserved, aperture, fd_open, container, container_users, devices, notifier }: Group): Fields => ({
   id,
   kind,
+  ...(kind === 'iommu' ? { reserved: reserved.map((range) => ({ ...range })), aperture: { ...aperture } } : {}),
   fd_open,
   container,
   container_users,
   devices: [...devices],
-  notifiers: [...notifier.blocks],
+  notifiers: blocksOf(host.vfio, notifier),
 });
 
-export const viewGroup = (host: Host, id: string): Fields => showGroup(getGroup(host, id));
+export const viewGroup = (host: Host, id: string): Fields => showGroup(host, getGroup(host, id));
 
 export const listGroups = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.groups, after), limit, ({ id }) => id, showGroup);
+  listed(byId(host.vfio.groups, after), limit, ({ id }) => id, (group) => showGroup(host, group));
 
 function showDevice(host: Host, { id, group, open_count }: Device): Fields {
   return {
@@ -120,7 +139,7 @@ export function viewNotifier(host: Host, device: string, id: string): Fields {
   return showNotifier(host, block);
 }
 
-const showMapping = ({ iova, npage, vaddr, prot, task, pfn_list, vaddr_invalid }: VfioDma): Fields => ({
+const showMapping = ({ iova, npage, vaddr, prot, task, pfn_list, vaddr_invalid, iommu_mapped }: VfioDma): Fields => ({
   iova: addressOf(iova),
   size: sizeOf(npage),
   vaddr: addressOf(vaddr),
@@ -128,6 +147,7 @@ const showMapping = ({ iova, npage, vaddr, prot, task, pfn_list, vaddr_invalid }
   task,
   npinned: pfn_list.count,
   vaddr_invalid,
+  iommu_mapped,
 });
 
 function* mappingsAfter(host: Host, container: string, after: bigint | null): Iterable<VfioDma> {
@@ -150,14 +170,16 @@ function mappingAt(host: Host, container: string, iova: bigint): VfioDma {
 
 function* recordsFrom(host: Host, dma: VfioDma, after: bigint | null): Iterable<number> {
   const { pfns } = host.vfio;
-  const start = after === null ? 0 : pageNumberOf(after) + 1;
-  for (let slot = lowerBound(pfns, dma.pfn_list, start); slot !== 0; slot = nextPfn(pfns, slot)) yield slot;
+  const start = after === null ? 0n : after + 1n;
+  for (let slot = lowerBound(pfns, dma.pfn_list, pageNumberOf(start), Number(start & 0xfffn)); slot !== 0; slot = nextPfn(pfns, slot)) yield slot;
 }
+
+const iovaOf = (pfns: PfnSlab, slot: number): bigint => addressOf(pfns.iova(slot)) + BigInt(pfns.offset(slot));
 
 /** The vfio_pfn records of the mapping that starts at iova, ascending. */
 export function listPfns(host: Host, container: string, iova: bigint, after: bigint | null, limit: number): Listed<bigint> {
   const { pfns } = host.vfio;
-  const keyOf = (slot: number): bigint => addressOf(pfns.iova(slot));
+  const keyOf = (slot: number): bigint => iovaOf(pfns, slot);
   return listed(recordsFrom(host, mappingAt(host, container, iova), after), limit, keyOf, (slot) => ({
     iova: keyOf(slot),
     pfn: pfns.pfn(slot),
@@ -173,7 +195,7 @@ export function viewTree(host: Host, container: string, iova: bigint, depth: num
     if (slot === 0) return null;
     if (level === 0) return '...';
     return {
-      iova: addressOf(pfns.iova(slot)),
+      iova: iovaOf(pfns, slot),
       pfn: pfns.pfn(slot),
       ref_count: pfns.ref_count(slot),
       color: links.isRed(slot) ? 'red' : 'black',

@@ -1,0 +1,55 @@
+// Failures that are forced on a later call, as the kernel's own fault injection does: the n-th allocation or wait of that call.
+
+import type { Command, Op } from './command.ts';
+import type { Host } from './host.ts';
+import { Errno, NoSuchObject } from './errno.ts';
+import { MAX_FAULTS } from './limits.ts';
+import type { Done } from './outcome.ts';
+
+/** `record_alloc`: the allocation of a vfio_pfn fails. `charge`: a fatal signal arrives while locked_vm's lock is waited for. */
+export type FaultPoint = 'record_alloc' | 'charge';
+
+/** Holds for the next call of one operation, and is gone after it, met or not. */
+export interface FaultRule {
+  id: string;
+  point: FaultPoint;
+  /** The operation whose next call meets it. */
+  call: Op;
+  /** Which attempt of that call fails, from 1. */
+  nth: number;
+}
+
+/** Sets a rule, or sets it anew. EINVAL: nth below 1. ENOSPC: the host has MAX_FAULTS. */
+export function putFault(host: Host, command: Extract<Command, { op: 'put_fault' }>): Done {
+  const { fault: id, point, call, nth } = command;
+  if (!Number.isSafeInteger(nth) || nth < 1) throw new Errno('EINVAL', `nth: ${nth} is not a count from 1`);
+  const created = !host.faults.has(id);
+  if (created && host.faults.size >= MAX_FAULTS)
+    throw new Errno('ENOSPC', `faults: the host has ${MAX_FAULTS}, the most it can hold`);
+  host.faults.set(id, { id, point, call, nth });
+  return { ret: 0, created, fields: { id, point, call, nth } };
+}
+
+/** Takes a rule back that no call has met yet. */
+export function deleteFault(host: Host, { fault: id }: Extract<Command, { op: 'delete_fault' }>): Done {
+  if (!host.faults.delete(id)) throw new NoSuchObject('fault', id);
+  return { ret: 0, fields: { id } };
+}
+
+/** The rules of a call that begins; they are used up. */
+export function takeFaults(faults: Map<string, FaultRule>, { op }: Command): Host['failing'] {
+  const taken: Host['failing'] = [];
+  for (const { id, point, call, nth } of faults.values()) {
+    if (call !== op) continue;
+    faults.delete(id);
+    taken.push({ point, left: nth });
+  }
+  return taken;
+}
+
+/** Whether this attempt of the call is one that a rule lets fail. */
+export function shouldFail(host: Host, point: FaultPoint): boolean {
+  let fails = false;
+  for (const rule of host.failing) if (rule.point === point && --rule.left === 0) fails = true;
+  return fails;
+}

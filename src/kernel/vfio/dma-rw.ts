@@ -1,0 +1,132 @@
+// Models vfio_dma_rw() and vfio_iommu_type1_dma_rw(): a vendor driver reads or writes what lies behind iovas, without a pin.
+
+import { type Command, READ, WRITE } from '../command.ts';
+import { Errno } from '../errno.ts';
+import type { Host } from '../host.ts';
+import { fromBase64, toBase64 } from '../lib/base64.ts';
+import { hex, pageNumberOf, U64_MAX } from '../lib/u64.ts';
+import { MAX_DMA_RW } from '../limits.ts';
+import { getTask, mmOf } from '../mm/task.ts';
+import { copyFromUser, copyToUser } from '../mm/user-copy.ts';
+import { warnOnce } from '../mm/warn-once.ts';
+import { type Operation, settle, startOperation } from '../operation.ts';
+import type { Done } from '../outcome.ts';
+import { assertDeviceOpen } from './device-open.ts';
+import { getDevice, groupOf } from './device.ts';
+import { markDirty } from './dirty.ts';
+import { type VfioDma, vfioFindDma } from './dma.ts';
+import { vfioGroupAddContainerUser } from './group.ts';
+import type { Iommu } from './iommu.ts';
+import { mmOfDma } from './lock-acct.ts';
+import { sleepForVaddr } from './vaddr.ts';
+
+type DmaRw = Extract<Command, { op: 'dma_rw' }>;
+
+/** Locals of an access that sleeps until a vaddr is valid again. */
+export interface DmaRwLocals {
+  container: string;
+  command: DmaRw;
+  /** Bytes to write, or read so far. */
+  data: Uint8Array;
+  done: number;
+}
+
+/**
+ * vfio_dma_rw(). Fields: data (of a read), base64; a refusal has what was read before it.
+ * EIO container dead; EOPNOTSUPP before 5.7; EINVAL length 0 or less; EINVAL device not open (6.x); ENODEV device without group;
+ * EINVAL group without container or iommu; EBUSY a vaddr is invalid (6.x); then per mapping EINVAL none, EPERM prot, EPERM its mm
+ * is gone, EFAULT the caller is of another mm, EFAULT the memory can't be reached.
+ */
+export function dmaRw(host: Host, command: DmaRw): Done {
+  const { length, task } = command;
+  const device = getDevice(host, command.device);
+  const group = groupOf(host, device);
+  if (task !== null) getTask(host, task);
+  if (!host.profile.dmaRw) throw new Errno('EOPNOTSUPP', `kernel ${host.profile.name} has no vfio_dma_rw()`);
+  if (length <= 0) throw new Errno('EINVAL', `length ${length} is not above 0`);
+  if (host.profile.deviceOpenCheck && !assertDeviceOpen(host, device, 'vfio_dma_rw')) throw new Errno('EINVAL', `device '${device.id}' is not open`);
+  if (group === null) throw new Errno('ENODEV', `device '${device.id}' belongs to no vfio group`);
+  const { container, iommu } = vfioGroupAddContainerUser(host, group);
+  if (length > MAX_DMA_RW) throw new Errno('E2BIG', `length ${length}: a call takes ${MAX_DMA_RW} bytes at most`);
+  if (host.profile.invalidVaddr === 'EBUSY' && iommu.vaddr_invalid_count > 0) {
+    warnOnce(host, 'vfio_iommu_type1_dma_rw', 'pin-with-invalid-vaddr: vfio_dma_rw not allowed with VFIO_UPDATE_VADDR', ['vfio_dma_rw']);
+    throw new Errno('EBUSY', `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`);
+  }
+  const locals = { container: container.id, command, data: bytesOf(command), done: 0 };
+  return dmaRwChunks(host, iommu, locals, null);
+}
+
+/** EFAULT: fewer bytes than length says. */
+function bytesOf({ write, length, data }: DmaRw): Uint8Array {
+  if (!write) return new Uint8Array(length);
+  const bytes = fromBase64(data ?? '');
+  if (bytes === null || bytes.length < length) throw new Errno('EFAULT', `length ${length} reads beyond the ${bytes?.length ?? 0} bytes of data`);
+  return bytes.subarray(0, length);
+}
+
+/** Chunk by chunk, each to the end of its mapping. What was done before an error stays done. */
+function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Operation | null): Done {
+  const { command, data } = locals;
+  const left = command.write ? {} : { data };
+  try {
+    while (locals.done < command.length) {
+      const iova = BigInt.asUintN(64, command.iova + BigInt(locals.done));
+      const dma = findAt(host, iommu, iova);
+      if (dma.vaddr_invalid) {
+        const operation = waiting ?? startOperation(host, { kind: 'dma_rw', locals });
+        sleepForVaddr(host, iommu, operation);
+        return { ret: 0, fields: {}, parked: operation.id };
+      }
+      locals.done += dmaRwChunk(host, iommu, dma, iova, locals);
+    }
+  } catch (error) {
+    if (error instanceof Errno && left.data !== undefined) error.extra.left = { data: toBase64(left.data.subarray(0, locals.done)) };
+    throw error;
+  }
+  return { ret: 0, fields: command.write ? {} : { data: toBase64(data) } };
+}
+
+/** The mapping of one byte. EINVAL. */
+function findAt({ vfio: { dmas } }: Host, iommu: Iommu, iova: bigint): VfioDma {
+  const page = pageNumberOf(iova);
+  const dma = vfioFindDma(dmas, iommu.dma_list, page, iova === U64_MAX ? dmas.end(page, 1) : page + 1);
+  if (dma === null) throw new Errno('EINVAL', `iova ${hex(iova)} is not mapped`);
+  return dma;
+}
+
+/** Models vfio_iommu_type1_dma_rw_chunk(). Returns the bytes done. */
+function dmaRwChunk(host: Host, iommu: Iommu, dma: VfioDma, iova: bigint, { command, data, done }: DmaRwLocals): number {
+  const { write, task } = command;
+  if ((write && (dma.prot & WRITE) === 0) || (dma.prot & READ) === 0)
+    throw new Errno('EPERM', `prot ${dma.prot} of the mapping of iova ${hex(iova)} does not permit ${write ? 'write' : 'read'}`);
+  const mm = mmOfDma(host, dma);
+  if (mm === null) throw new Errno('EPERM', `the mm of task '${dma.task}', which made the mapping, is gone`);
+  if (task !== null && mmOf(host, task) !== mm) throw new Errno('EFAULT', `task '${task}' lives in another mm than the mapping of iova ${hex(iova)}`);
+  const offset = iova - (BigInt(dma.iova) << 12n);
+  const room = (BigInt(dma.npage) << 12n) - offset;
+  const count = Math.min(command.length - done, room > BigInt(MAX_DMA_RW) ? MAX_DMA_RW : Number(room));
+  const vaddr = BigInt.asUintN(64, (BigInt(dma.vaddr) << 12n) + offset);
+  const bytes = data.subarray(done, done + count);
+  const missing = write ? copyToUser(host, mm, vaddr, bytes) : copyFromUser(host, mm, vaddr, bytes);
+  if (missing > 0) throw new Errno('EFAULT', `vaddr ${hex(vaddr)}: ${missing} of ${count} bytes can't be reached`);
+  if (write && iommu.dirty_page_tracking) markWritten(host, dma, offset, count);
+  return count;
+}
+
+function markWritten(host: Host, dma: VfioDma, offset: bigint, count: number): void {
+  const first = Number(offset >> 12n);
+  const whole = host.profile.dmaRwDirties === 'whole';
+  const npage = whole ? count >>> 12 : Number((offset + BigInt(count) - 1n) >> 12n) - first + 1;
+  markDirty(dma, first, npage);
+  host.vfio.dmas.links.touch(dma.slot);
+}
+
+/** A vaddr has changed: the access goes on where it stopped, or sleeps again. EFAULT: the container fd was closed. */
+export function continueDmaRw(host: Host, iommu: Iommu, operation: Operation): void {
+  if (operation.kind !== 'dma_rw') throw new Error(`${operation.id} is no dma_rw`);
+  const { locals } = operation;
+  settle(host, operation, () => {
+    if (!iommu.container_open) throw new Errno('EFAULT', `container '${locals.container}' was closed while the access waited for a vaddr`);
+    return dmaRwChunks(host, iommu, locals, operation);
+  });
+}
