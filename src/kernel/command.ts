@@ -87,7 +87,8 @@ export type Command =
   | { op: 'put_page_contents'; contents: PageContents }
   // containers, groups, devices
   | { op: 'put_container'; container: string }
-  | { op: 'close_container'; container: string }
+  /** notify_only: the back end is told of the close, as in the recorded traces, and ioctls are taken all the same. */
+  | { op: 'close_container'; container: string; notify_only?: boolean }
   | { op: 'put_group'; group: string; kind: 'mdev' | 'iommu'; reserved?: AddressRange[]; aperture?: AddressRange }
   | { op: 'open_group'; group: string }
   | { op: 'close_group'; group: string }

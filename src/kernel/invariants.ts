@@ -1,7 +1,7 @@
 // What must hold of a host after every command, recomputed from scratch: nothing here trusts a counter it can count itself.
 
 import type { Host } from './host.ts';
-import { printRange, wrappedEnd } from './lib/u64.ts';
+import { printRange } from './lib/u64.ts';
 import { checkRbTree } from './lib/rbtree.ts';
 import { checkMm } from './mm/check.ts';
 import { isInvalidOrReserved } from './mm/page.ts';
@@ -47,9 +47,9 @@ function checkIommu(host: Host, container: Container, iommu: Iommu, say: (text: 
   for (const dma of mappingsOf(dmas, iommu.dma_list)) {
     mappings++;
     if (dma.container !== container.id) say(`${where}: mapping ${printRange(dma.iova, dma.npage)} says container ${dma.container}`);
-    const touching = before !== null && wrappedEnd(before.iova, before.npage) !== 0 && before.iova + before.npage > dma.iova;
+    const touching = before !== null && dmas.endOf(before) !== 0 && dmas.endOf(dma) !== 0 && before.iova + before.npage > dma.iova;
     if (touching) say(`${where}: mappings overlap at ${printRange(dma.iova, dma.npage)}`);
-    before = dma;
+    if (dmas.endOf(dma) !== 0) before = dma;
     if (dma.vaddr_invalid) invalid++;
     const at = (text: string): void => say(`${where} ${printRange(dma.iova, dma.npage)}: ${text}`);
     records += checkRecords(host, dma, references, at);
@@ -102,7 +102,7 @@ function checkMapped(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string)
     if (iova !== end || npage < 1) say(`chunk at iova page ${iova} does not follow ${end}`);
     end = iova + npage;
   }
-  const isHidden = host.vfio.dmas.hides_end_of_space && wrappedEnd(dma.iova, dma.npage) === 0;
+  const isHidden = host.vfio.dmas.endOf(dma) === 0;
   if (iommu.domain !== null && dma.mapped.length === 0 && !isHidden) say('no page is mapped for the IOMMU');
   if (dma.mapped.length > 0 && end !== dma.iova + dma.npage) say(`only ${end - dma.iova} of ${dma.npage} pages are mapped`);
   if ((dma.bitmap !== null) !== iommu.dirty_page_tracking) say('a dirty bitmap without a dirty log, or none with one');

@@ -84,7 +84,7 @@ const profileOf = (name: ProfileName): Profile =>
   Object.fromEntries([['name', name], ...Object.entries(BEHAVIOURS).map(([key, { values }]) => [key, values[name]])]) as Profile;
 
 /** The profiles that a host can be made with. */
-export const PROFILE_NAMES: readonly ProfileName[] = ['5.15'];
+export const PROFILE_NAMES: readonly ProfileName[] = ['4.10', '5.4', '5.8', '5.15', '6.18'];
 export const PROFILES: Readonly<Partial<Record<ProfileName, Profile>>> = Object.fromEntries(
   PROFILE_NAMES.map((name) => [name, profileOf(name)]),
 );

@@ -39,7 +39,7 @@ function commandOf({ op, args }: Performed, model: MemoryModel): Command {
     case 'close_device':
       return { op, device: args.device };
     case 'close_container_fd':
-      return { op: 'close_container', container: CONTAINER };
+      return { op: 'close_container', container: CONTAINER, notify_only: true };
     case 'map_dma':
       return mapOf(args);
     case 'unmap_dma':

@@ -9,7 +9,7 @@ import { type Fields, type Outcome, refusalOf, type Value } from '../../kernel/o
 import { viewPage, viewTask } from '../../kernel/view/tasks.ts';
 import { checkExtension, listMappings, listPfns, viewContainer, viewInfo } from '../../kernel/view/vfio.ts';
 import type { Question } from './commands.ts';
-import { CONTAINER, leaderOf } from './layout.ts';
+import { CONTAINER, threadsOf } from './layout.ts';
 import type { Backend, Machine, Reply, Returned, Splat } from './machine.ts';
 import { infoOf, lockedVmOf, mappingOf, outputOf, notificationIn, pageOf, type Shown } from './observe.ts';
 import type { MemoryModel } from './trace-format.ts';
@@ -76,7 +76,7 @@ class KernelMachine implements Machine {
       return mappingOf(printed(mapping), pfns.map(printed), this.host.profile.taskKept === 'thread');
     });
     const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1));
-    const tasks = Object.keys(this.model.processes).map((process) => [process, viewTask(this.host, leaderOf(process))] as const);
+    const tasks = Object.keys(this.model.processes).map((process) => [process, this.liveThread(process)] as const);
     return {
       mappings,
       locked_vm: Object.fromEntries(tasks.map(([process, task]) => [process, lockedVmOf(printed(task))])),
@@ -85,6 +85,12 @@ class KernelMachine implements Machine {
       ...(container.dirty_page_tracking === true ? { dirty_tracking: true } : {}),
       ...(container.iommu_type === null ? {} : { listeners: (container.notifiers as Value[]).length }),
     };
+  }
+
+  /** A thread that can still say what its process is charged. */
+  private liveThread(process: string): Fields {
+    const threads = threadsOf(this.model, process).map((thread) => viewTask(this.host, thread));
+    return (threads.find(({ alive }) => alive === true) ?? threads[0]) as Fields;
   }
 
   async end(): Promise<void> {}

@@ -29,7 +29,7 @@ const bitmapOf = ({ bitmap }: Shown): Output => (typeof bitmap === 'string' ? { 
 /** Longer data is recorded as its digest. */
 function dataOf(base64: string): string {
   const bytes = Buffer.from(base64, 'base64');
-  return bytes.length > 64 ? createHash('sha256').update(bytes).digest('hex') : bytes.toString('hex');
+  return bytes.length > 64 ? `sha256:${createHash('sha256').update(bytes).digest('hex')}` : bytes.toString('hex');
 }
 
 /** A mapping; its owner is a process, or the thread that mapped where the kernel keeps that. */

@@ -42,7 +42,8 @@ export function writePage(host: Host, pfn: number, offset: number, from: Uint8Ar
     if (bytes.size >= MAX_WRITTEN_PAGES) return false;
     const data = new Uint8Array(PAGE_SIZE);
     readPage(host, pfn, 0, data);
-    bytes.set(pfn, (written = { data, version: host.seq }));
+    written = { data, version: host.seq };
+    bytes.set(pfn, written);
   }
   written.data.set(from, offset);
   written.version = host.seq;

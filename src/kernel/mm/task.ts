@@ -175,9 +175,14 @@ export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>):
   return { ret: 0, fields: {} };
 }
 
-/** Somebody else changes locked_vm. ESRCH: the task has exited. EOVERFLOW: a result that this model can't hold exactly. */
+/**
+ * Somebody else changes locked_vm. A leader that has exited while other threads live still stands for its process.
+ * ESRCH: no thread of the process lives. EOVERFLOW: a result that this model can't hold exactly.
+ */
 export function adjustLockedVm(host: Host, command: Extract<Command, { op: 'adjust_locked_vm' }>): Done {
-  const mm = requireMm(host, command.task);
+  const task = getTask(host, command.task);
+  const standsIn = task.mm === null && task.leader === task.id ? threadGroupOf(host, task).threads[0] : task.id;
+  const mm = requireMm(host, standsIn ?? task.id);
   const locked_vm = mm.locked_vm + command.delta;
   if (!Number.isSafeInteger(locked_vm))
     throw new Errno('EOVERFLOW', `locked_vm: ${mm.locked_vm} + ${command.delta} is beyond 2^53`);

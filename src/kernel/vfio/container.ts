@@ -71,11 +71,11 @@ export function requireOpen(container: Container): void {
 }
 
 /** Models vfio_fops_release(): the iommu object stays while groups are attached. EIO, EBADF. */
-export function closeContainer(host: Host, { container: id }: Extract<Command, { op: 'close_container' }>): Done {
+export function closeContainer(host: Host, { container: id, notify_only }: Extract<Command, { op: 'close_container' }>): Done {
   const container = getContainer(host, id);
   requireAlive(container);
   requireOpen(container);
-  container.fd_open = false;
+  container.fd_open = notify_only === true;
   if (container.iommu !== null) {
     container.iommu.container_open = false;
     wakeVaddrWaiters(host, container.iommu);

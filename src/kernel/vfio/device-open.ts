@@ -6,7 +6,7 @@ import { warnOnce } from '../mm/warn-once.ts';
 import type { Container } from './container.ts';
 import type { Device } from './device.ts';
 import type { Iommu } from './iommu.ts';
-import { blocksOf, listAdd, listDel } from './notifier-chain.ts';
+import { blocksOf, chainUnregister, listAdd } from './notifier-chain.ts';
 import { enclosingOperations } from './notifier.ts';
 
 /** Models vfio_assert_device_open(): WARNs once in the life of the machine. */
@@ -37,12 +37,12 @@ export function requireDeviceListLock(host: Host, container: Container, iommu: I
 export function registerDevice(host: Host, container: Container, iommu: Iommu, device: Device): void {
   if (device.listener === null) return;
   requireDeviceListLock(host, container, iommu, `opening device '${device.id}'`, 'vfio_iommu_type1_register_device');
-  listAdd(host, iommu.notifier, device.listener);
+  listAdd(iommu.notifier, device.listener);
 }
 
 /** Models vfio_iommu_type1_unregister_device(). EDEADLK. */
 export function unregisterDevice(host: Host, container: Container, iommu: Iommu, device: Device): void {
-  if (device.listener === null || !blocksOf(host.vfio, iommu.notifier).includes(device.listener)) return;
+  if (device.listener === null || !blocksOf(iommu.notifier).includes(device.listener)) return;
   requireDeviceListLock(host, container, iommu, `closing device '${device.id}'`, 'vfio_iommu_type1_unregister_device');
-  listDel(host, iommu.notifier, device.listener);
+  chainUnregister(iommu.notifier, device.listener);
 }

@@ -114,15 +114,14 @@ export function vfioFindDmaFirstNode(table: DmaTable, root: number, start: numbe
 /** A mapping as it is made. */
 export type NewDma = Pick<VfioDma, 'container' | 'iova' | 'npage' | 'vaddr' | 'prot' | 'task' | 'mm' | 'lock_cap'>;
 
-/** Models vfio_link_dma(): descends by iova without looking for overlap. Returns the new root and the mapping. */
+/** Models vfio_link_dma(): descends by iova alone, for a new mapping is linked while its size is still 0. Returns the new root and the mapping. */
 export function vfioLinkDma(table: DmaTable, root: number, dma: NewDma): { root: number; dma: VfioDma } {
   const slot = table.links.alloc();
-  const end = table.end(dma.iova, dma.npage);
   let parent = 0;
   let left = false;
   for (let at = root; at !== 0; at = left ? table.links.left(at) : table.links.right(at)) {
     parent = at;
-    left = end <= table.at(at).iova;
+    left = dma.iova <= table.at(at).iova;
   }
   const record: VfioDma = {
     ...dma,

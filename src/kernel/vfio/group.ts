@@ -95,7 +95,7 @@ export function openGroup(host: Host, { group: id }: Extract<Command, { op: 'ope
 }
 
 function warnOfListeners(host: Host, group: Group, where: string): void {
-  const left = blocksOf(host.vfio, group.notifier);
+  const left = blocksOf(group.notifier);
   if (left.length > 0) splat(host, 'WARN', where, `group notifier chain not empty (${left.join(', ')})`, []);
 }
 

@@ -121,7 +121,7 @@ function vfioSanityCheckPfnList(host: Host, container: Container, iommu: Iommu):
 }
 
 function warnOfListeners(host: Host, iommu: Iommu): void {
-  const left = blocksOf(host.vfio, iommu.notifier);
+  const left = blocksOf(iommu.notifier);
   if (left.length === 0) return;
   const what = `listeners-left-at-detach: notifier chain or device list not empty (${left.join(', ')})`;
   splat(host, 'WARN', 'vfio_iommu_type1_detach_group', what, ['__vfio_group_unset_container']);

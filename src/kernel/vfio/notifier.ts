@@ -33,8 +33,6 @@ export interface NotifierBlock {
   type: number;
   priority: number;
   delivery: Delivery;
-  /** The block that is called after it; null: none, or it is on no chain. */
-  next: string | null;
 }
 
 /** A notifier call whose handler has not answered. */
@@ -115,15 +113,15 @@ function adoptBlock(host: Host, device: Device, spec: NotifierSpec): NotifierBlo
   if (existing !== undefined && isRegistered(host, id)) return existing;
   if (existing === undefined && notifiers.size >= MAX_NOTIFIERS)
     throw new Errno('ENOSPC', `notifiers: the host has ${MAX_NOTIFIERS}, the most it can hold`);
-  const block = { id, device: device.id, type: spec.type, priority: spec.priority, delivery: spec.delivery, next: null };
+  const block = { id, device: device.id, type: spec.type, priority: spec.priority, delivery: spec.delivery };
   notifiers.set(id, block);
   return block;
 }
 
 /** Whether a block is on any chain. */
 export function isRegistered({ vfio }: Host, id: string): boolean {
-  for (const { iommu } of vfio.containers.values()) if (iommu !== null && blocksOf(vfio, iommu.notifier).includes(id)) return true;
-  for (const { notifier } of vfio.groups.values()) if (blocksOf(vfio, notifier).includes(id)) return true;
+  for (const { iommu } of vfio.containers.values()) if (iommu !== null && blocksOf(iommu.notifier).includes(id)) return true;
+  for (const { notifier } of vfio.groups.values()) if (blocksOf(notifier).includes(id)) return true;
   return false;
 }
 
@@ -232,7 +230,7 @@ function underChainLock(
 function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string, container: string): void {
   try {
     if (kind === 'register_notifier') chainRegister(host, chain, id);
-    else chainUnregister(host, chain, id);
+    else chainUnregister(chain, id);
   } catch (error) {
     throw error instanceof EndlessChain ? softLockup(host, getContainer(host, container), kind) : error;
   }

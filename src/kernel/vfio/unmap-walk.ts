@@ -86,7 +86,7 @@ export function continueUnmapWalk(host: Host, operation: Operation, answer: Hand
   settle(host, operation, () => {
     let over = false;
     // The chain may have changed while the walk waited for its lock.
-    if (answer === null) walk.blocks = blocksOf(host.vfio, iommu.notifier);
+    if (answer === null) walk.blocks = blocksOf(iommu.notifier);
     else over = handlerReturned(host, iommu, operation, walk, answer);
     if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
     endWalk(host, container, iommu, operation, locals);

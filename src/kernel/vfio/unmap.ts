@@ -167,7 +167,7 @@ export function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, l
     }
     if (pinned === null) return { ret: 0, fields: resultOf(locals) };
     countTry(host, container, iommu, locals, pinned);
-    const blocks = blocksOf(host.vfio, iommu.notifier);
+    const blocks = blocksOf(iommu.notifier);
     if (blocks.length === 0) continue;
     if (operation === null) {
       requireRoomForOperation(host);
@@ -182,7 +182,7 @@ export function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, l
 
 /** The walk went through: what it held is dropped. EIO: it never ends, or the container died meanwhile. */
 export function endWalk(host: Host, container: Container, iommu: Iommu, operation: Operation, locals: UnmapLocals): void {
-  if (locals.walk?.stopped === false && isEndless(host.vfio, iommu.notifier)) throw softLockup(host, container, 'unmap_dma');
+  if (locals.walk?.stopped === false && isEndless(iommu.notifier)) throw softLockup(host, container, 'unmap_dma');
   locals.walk = null;
   leaveChain(host, iommu.notifier, operation);
   requireAlive(container);
@@ -264,7 +264,7 @@ function findBisected(host: Host, iommu: Iommu, { iova, npage, flags }: UnmapLoc
 
 /** BUG_ON(++retries > 10), with iommu->lock held. */
 function retriesExhausted(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, dma: VfioDma): Errno {
-  const blocks = blocksOf(host.vfio, iommu.notifier);
+  const blocks = blocksOf(iommu.notifier);
   const listeners = blocks.length === 0 ? 'nobody listens' : `listeners: ${blocks.join(', ')}`;
   const what = `unmap-retries-exhausted: ${dma.pfn_list.count} vfio_pfn still in ${container.id} ${printRange(dma.iova, dma.npage)} after ${UNMAP_MAX_RETRIES + 1} tries (${listeners})`;
   killContainer(host, container, 'vfio_dma_do_unmap', what, ['vfio_iommu_type1_unmap_dma', 'vfio_iommu_type1_ioctl']);

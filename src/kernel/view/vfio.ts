@@ -27,7 +27,7 @@ function showContainer(host: Host, container: Container): Fields {
     iommu_type: iommu === null ? null : (types[iommu.type] ?? iommu.type),
     dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     groups: [...groups],
-    notifiers: iommu === null ? [] : blocksOf(host.vfio, iommu.notifier),
+    notifiers: iommu === null ? [] : blocksOf(iommu.notifier),
     dirty_page_tracking: iommu?.dirty_page_tracking ?? false,
     dead: dead === null ? null : { ...dead },
   };
@@ -94,7 +94,7 @@ const showGroup = (host: Host, { id, kind, reserved, aperture, fd_open, containe
   container,
   container_users,
   devices: [...devices],
-  notifiers: blocksOf(host.vfio, notifier),
+  notifiers: blocksOf(notifier),
 });
 
 export const viewGroup = (host: Host, id: string): Fields => showGroup(host, getGroup(host, id));
