@@ -58,7 +58,7 @@ export function vfioIommuType1AttachGroup(host: Host, container: Container, iomm
 }
 
 /** A vaddr has changed: the attach goes on, or sleeps again. */
-export function continueAttach(host: Host, operation: Operation, finish: (container: Container, group: Group) => void): void {
+export function continueAttach(host: Host, operation: Operation, finish: (host: Host, container: Container, group: Group) => void): void {
   if (operation.kind !== 'set_container') throw new Error(`${operation.id} is no attach`);
   const { container: id, group: groupId, task } = operation.locals;
   settle(host, operation, (): Done => {
@@ -72,7 +72,7 @@ export function continueAttach(host: Host, operation: Operation, finish: (contai
     }
     const group = getGroup(host, groupId);
     vfioIommuType1AttachGroup(host, container, iommu, group, task);
-    finish(container, group);
+    finish(host, container, group);
     return { ret: 0, fields: {} };
   });
 }

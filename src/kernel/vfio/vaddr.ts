@@ -10,9 +10,10 @@ import { getTask, requireMm } from '../mm/task.ts';
 import { block, getOperation, type Operation, settle } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import { continueAttach } from './attach.ts';
+import type { Container } from './container.ts';
 import { continueDmaRw } from './dma-rw.ts';
 import type { VfioDma } from './dma.ts';
-import { bind } from './group.ts';
+import { bind, type Group, vfioGroupTryDissolveContainer } from './group.ts';
 import { type Iommu, iommuOf } from './iommu.ts';
 import { mmOfDma } from './lock-acct.ts';
 import { continuePin } from './pin.ts';
@@ -82,8 +83,14 @@ export function wakeVaddrWaiters(host: Host, iommu: Iommu): void {
     if (operation === undefined || operation.state === 'done') continue;
     if (operation.kind === 'pin_pages') continuePin(host, iommu, operation);
     else if (operation.kind === 'dma_rw') continueDmaRw(host, iommu, operation);
-    else continueAttach(host, operation, (container, group) => bind(container, group));
+    else continueAttach(host, operation, bindLate);
   }
+}
+
+/** The attach is done; a group fd that was closed meanwhile is released only now. */
+function bindLate(host: Host, container: Container, group: Group): void {
+  bind(container, group);
+  if (!group.fd_open) vfioGroupTryDissolveContainer(host, group);
 }
 
 /** A fatal signal: the sleeper gives up with EFAULT. EINVAL: the operation does not sleep, or can't be killed in its sleep. */
