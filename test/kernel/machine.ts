@@ -1,6 +1,6 @@
 // The default setup S of the conformance cases: one container, one group, one device, one listener, one task with 1024 pages.
 
-import type { Call, Command, Delivery } from '../../src/kernel/command.ts';
+import type { AddressRange, Call, Command, Delivery } from '../../src/kernel/command.ts';
 import { createHost, execute } from '../../src/kernel/execute.ts';
 import type { DmesgEntry, Host } from '../../src/kernel/host.ts';
 import { violations } from '../../src/kernel/invariants.ts';
@@ -26,7 +26,7 @@ export class Machine {
   readonly handlers = new Map<string, Handler>();
   private clock = 0;
 
-  constructor(options: { dma_entry_limit?: number; total_pages?: number } = {}) {
+  constructor(options: { profile?: string; dma_entry_limit?: number; total_pages?: number; fixes?: string[] } = {}) {
     this.host = createHost(
       'test',
       { profile: '5.15', template: 'empty', dma_entry_limit: 65535, notifier_timeout_ms: 10_000, total_pages: 1 << 20, fixes: [], ttl_s: null, ...options },
@@ -90,6 +90,12 @@ export class Machine {
     this.run({ op: 'set_container', group: id, container, task: null });
   }
 
+  /** Attaches an IOMMU-backed group in the name of a task. */
+  iommuGroup(id: string, { container = 'C', task = 'T', reserved }: { container?: string; task?: string; reserved?: AddressRange[] } = {}): Outcome {
+    this.run({ op: 'put_group', group: id, kind: 'iommu', ...(reserved === undefined ? {} : { reserved }) });
+    return this.run({ op: 'set_container', group: id, container, task });
+  }
+
   device(id: string, group: string): void {
     this.run({ op: 'put_device', device: id, group });
     this.run({ op: 'open_device', device: id });
@@ -112,13 +118,19 @@ export class Machine {
   }
 
   pin(iovas: bigint[], { prot = R, device = 'D1', notification = null as string | null } = {}): Outcome {
-    const user_pfn = iovas.map((iova) => Number(iova / PAGE));
-    return this.run({ op: 'pin_pages', device, user_pfn, npage: user_pfn.length, prot }, notification);
+    return this.run({ op: 'pin_pages', device, ...this.entries(iovas), prot }, notification);
   }
 
   unpin(iovas: bigint[], { device = 'D1', notification = null as string | null } = {}): Outcome {
-    const user_pfn = iovas.map((iova) => Number(iova / PAGE));
-    return this.run({ op: 'unpin_pages', device, user_pfn, npage: user_pfn.length }, notification);
+    return this.run({ op: 'unpin_pages', device, ...this.entries(iovas) }, notification);
+  }
+
+  /** The form of the profile: an array, or the range that the iovas must be. */
+  private entries(iovas: bigint[]): { user_pfn: number[]; npage: number; contiguous?: { iova: bigint } } {
+    if (this.host.profile.pinForm === 'user_pfn') return { user_pfn: iovas.map((iova) => Number(iova / PAGE)), npage: iovas.length };
+    const first = iovas[0] as bigint;
+    for (const [i, iova] of iovas.entries()) if (iova !== first + BigInt(i) * PAGE) throw new Error('no contiguous range');
+    return { user_pfn: [], npage: iovas.length, contiguous: { iova: first } };
   }
 
   /** locked_vm of a task in pages. */
@@ -158,9 +170,18 @@ export const unpinAll =
     return 1;
   };
 
+export interface Setup {
+  profile?: string;
+  v1?: boolean;
+  dma_entry_limit?: number;
+  limit?: number;
+  fixes?: string[];
+}
+
 /** Setup S. */
-export function setup(options: { v1?: boolean; dma_entry_limit?: number; limit?: number } = {}): Machine {
-  const machine = new Machine(options.dma_entry_limit === undefined ? {} : { dma_entry_limit: options.dma_entry_limit });
+export function setup(options: Setup = {}): Machine {
+  const { v1: _v1, limit: _limit, ...host } = options;
+  const machine = new Machine(host);
   machine.task('T', options.limit ?? 64);
   machine.pages('T', V, [[H, 1024]]);
   machine.run({ op: 'put_container', container: 'C' });

@@ -114,7 +114,7 @@ export function updateUserBitmap(iommu: Iommu, dma: VfioDma, base: number, user:
   user.write(at, new Uint8Array(bitmap.buffer, bitmap.byteOffset, 8 * longs));
 }
 
-/** After a report only what is pinned stays dirty. */
+/** After a report only what is pinned stays dirty. Bits that the report shifted past the mapping's end stay, and show again. */
 export function repopulateBitmap(host: Host, dma: VfioDma): void {
   bitmapClear(dma.bitmap as Uint32Array, dma.npage);
   vfioDmaPopulateBitmap(host, dma);
