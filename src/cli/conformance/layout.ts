@@ -41,9 +41,9 @@ export function hostOptions(era: string, model: MemoryModel): HostOptions {
   };
 }
 
-/** Every command of the layout, in order. Throws Inexpressible. */
-export function* layoutOf(model: MemoryModel): Iterable<Command> {
-  yield { op: 'put_page_contents', contents: 'pattern' };
+/** Every command of the layout, in order; pages differ from each other where their bytes are asked for. Throws Inexpressible. */
+export function* layoutOf(model: MemoryModel, withBytes: boolean): Iterable<Command> {
+  if (withBytes) yield { op: 'put_page_contents', contents: 'pattern' };
   for (const [pfn, kind] of Object.entries(model.pages.kinds)) yield { op: 'put_page', pfn: Number(pfn), kind };
   for (const [process, { rlimit_memlock, cap_ipc_lock, vmas }] of Object.entries(model.processes)) {
     for (const task of threadsOf(model, process))

@@ -61,7 +61,7 @@ export async function replay(backend: Backend, trace: Trace): Promise<Replay> {
 }
 
 async function layOut(machine: Machine, trace: Trace): Promise<void> {
-  for (const command of layoutOf(trace.memory_model)) {
+  for (const command of layoutOf(trace.memory_model, trace.ops.some(({ op }) => op === 'dma_rw'))) {
     const reply = await machine.call(command, null);
     if (isParked(reply) || reply.errno !== null)
       throw new Error(`seed ${trace.seed}: the layout's ${command.op} was refused: ${JSON.stringify({ command, reply }, hexed)}`);
