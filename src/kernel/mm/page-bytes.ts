@@ -12,7 +12,8 @@ import { KIND_ANON, KIND_FILE, KIND_ZERO } from './page-frames.ts';
 export function putPageContents(host: Host, { contents }: Extract<Command, { op: 'put_page_contents' }>): Done {
   const { mm } = host;
   if (mm.contents === contents) return { ret: 0, created: false, fields: { contents } };
-  if (mm.pages.bytes.size > 0) throw new Errno('EBUSY', `contents: ${mm.pages.bytes.size} pages have been written already`);
+  if (mm.pages.bytes.size > 0)
+    throw new Errno('EBUSY', `contents: ${mm.pages.bytes.size} pages have been written already`);
   mm.contents = contents;
   return { ret: 0, created: true, fields: { contents } };
 }

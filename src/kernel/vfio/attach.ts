@@ -26,9 +26,18 @@ export interface AttachLocals {
  * EBUSY a vaddr is invalid (6.x); EINVAL ranges, as rangesWith; ENODEV no calling process; the errors of the replay.
  * Returns an operation when the replay must wait for a vaddr.
  */
-export function vfioIommuType1AttachGroup(host: Host, container: Container, iommu: Iommu, group: Group, task: string | null): Operation | null {
+export function vfioIommuType1AttachGroup(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  group: Group,
+  task: string | null,
+): Operation | null {
   if (host.profile.invalidVaddr === 'EBUSY' && iommu.vaddr_invalid_count > 0)
-    throw new Errno('EBUSY', `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`);
+    throw new Errno(
+      'EBUSY',
+      `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`,
+    );
   const record: Type1Group = { id: group.id, pinned_page_dirty_scope: group.kind === 'mdev' };
   if (group.kind === 'mdev') {
     iommu.external_groups.push(record);
@@ -58,7 +67,11 @@ export function vfioIommuType1AttachGroup(host: Host, container: Container, iomm
 }
 
 /** A vaddr has changed: the attach goes on, or sleeps again. */
-export function continueAttach(host: Host, operation: Operation, finish: (host: Host, container: Container, group: Group) => void): void {
+export function continueAttach(
+  host: Host,
+  operation: Operation,
+  finish: (host: Host, container: Container, group: Group) => void,
+): void {
   if (operation.kind !== 'set_container') throw new Error(`${operation.id} is no attach`);
   const { container: id, group: groupId, task } = operation.locals;
   settle(host, operation, (): Done => {

@@ -20,7 +20,13 @@ export function assertDeviceOpen(host: Host, device: Device, caller: string): bo
  * Whether device_list_lock can be taken while iommu->lock is held. EDEADLK: a walk over the list holds it and will want
  * iommu->lock; inside one of its callbacks nobody else can release it, and another thread would block the callback's unpin.
  */
-export function requireDeviceListLock(host: Host, container: Container, iommu: Iommu, wants: string, where: string): void {
+export function requireDeviceListLock(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  wants: string,
+  where: string,
+): void {
   const holder = iommu.notifier.readers[0];
   if (holder === undefined) return;
   const inside = enclosingOperations(host).includes(holder);

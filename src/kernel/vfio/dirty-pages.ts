@@ -44,8 +44,10 @@ export function dirtyPages(host: Host, command: DirtyPages): Done {
     if (iommu.dirty_page_tracking) stopDirtyLog(host, iommu);
     return { ret: 0, fields: {} };
   }
-  if (flags !== DIRTY_PAGES_GET_BITMAP) throw new Errno('EINVAL', `flags ${flags}: exactly one of START, STOP, GET_BITMAP is taken`);
-  if (argsz - DIRTY_ARGSZ < DIRTY_RANGE_ARGSZ) throw new Errno('EINVAL', `argsz ${argsz} is less than ${DIRTY_ARGSZ + DIRTY_RANGE_ARGSZ}, which GET_BITMAP needs`);
+  if (flags !== DIRTY_PAGES_GET_BITMAP)
+    throw new Errno('EINVAL', `flags ${flags}: exactly one of START, STOP, GET_BITMAP is taken`);
+  if (argsz - DIRTY_ARGSZ < DIRTY_RANGE_ARGSZ)
+    throw new Errno('EINVAL', `argsz ${argsz} is less than ${DIRTY_ARGSZ + DIRTY_RANGE_ARGSZ}, which GET_BITMAP needs`);
   if (command.range === null) throw new Errno('EFAULT', 'GET_BITMAP without a range');
   return getBitmap(host, iommu, command.range, task);
 }
@@ -59,7 +61,8 @@ function getBitmap(host: Host, iommu: Iommu, range: Range, task: string | null):
   const { iova, size, pgsize, bitmap_size, bitmap_addr } = range;
   const argument = { pgsize, size: bitmap_size, ...(bitmap_addr === undefined ? {} : { addr: bitmap_addr }) };
   checkBitmap(size, argument);
-  if (pgsize !== DIRTY_PGSIZE) throw new Errno('EINVAL', `pgsize ${hex(pgsize)} is not the smallest page size ${hex(DIRTY_PGSIZE)}`);
+  if (pgsize !== DIRTY_PGSIZE)
+    throw new Errno('EINVAL', `pgsize ${hex(pgsize)} is not the smallest page size ${hex(DIRTY_PGSIZE)}`);
   if (!isPageAligned(iova)) throw new Errno('EINVAL', `iova ${hex(iova)} is not a multiple of the page size`);
   if (!isPageAligned(size)) throw new Errno('EINVAL', `size ${hex(size)} is not a multiple of the page size`);
   if (!iommu.dirty_page_tracking) throw new Errno('EINVAL', 'dirty page tracking is not running');
@@ -81,7 +84,8 @@ function checkRange(host: Host, { iova, size }: Range): void {
   const { rangeOverflow } = host.profile;
   if (rangeOverflow === 'EOVERFLOW') {
     if (size === 0n) throw new Errno('EINVAL', 'size is 0');
-    if (iova + size - 1n > U64_MAX) throw new Errno('EOVERFLOW', `iova ${hex(iova)} + size ${hex(size)} passes the end of the 64-bit space`);
+    if (iova + size - 1n > U64_MAX)
+      throw new Errno('EOVERFLOW', `iova ${hex(iova)} + size ${hex(size)} passes the end of the 64-bit space`);
   } else if (iova + size > U64_MAX)
     throw new Errno('EINVAL', `iova ${hex(iova)} + size ${hex(size)} reaches the end of the 64-bit space`);
 }
@@ -91,6 +95,12 @@ function refuseBisected(host: Host, iommu: Iommu, iova: number, npage: number): 
   const { dmas } = host.vfio;
   const first = vfioFindDma(dmas, iommu.dma_list, iova, iova + 1);
   const last = vfioFindDma(dmas, iommu.dma_list, iova + npage - 1, iova + npage);
-  const cut = first !== null && first.iova !== iova ? first : last !== null && dmas.endOf(last) !== dmas.end(iova, npage) ? last : null;
-  if (cut !== null) throw new Errno('EINVAL', `${printRange(iova, npage)} cuts the mapping ${printRange(cut.iova, cut.npage)}`);
+  const cut =
+    first !== null && first.iova !== iova
+      ? first
+      : last !== null && dmas.endOf(last) !== dmas.end(iova, npage)
+        ? last
+        : null;
+  if (cut !== null)
+    throw new Errno('EINVAL', `${printRange(iova, npage)} cuts the mapping ${printRange(cut.iova, cut.npage)}`);
 }

@@ -53,7 +53,8 @@ function bitmapBytes(host: Host): number {
 
 /** Models vfio_dma_bitmap_alloc(). EINVAL: more than INT_MAX pages. ENOMEM: the host's bitmaps are MAX_DIRTY_BITMAPS. */
 export function vfioDmaBitmapAlloc(host: Host, dma: VfioDma): void {
-  if (dma.npage > DIRTY_BITMAP_PAGES_MAX) throw new Errno('EINVAL', `a mapping of ${dma.npage} pages is too large for the dirty log`);
+  if (dma.npage > DIRTY_BITMAP_PAGES_MAX)
+    throw new Errno('EINVAL', `a mapping of ${dma.npage} pages is too large for the dirty log`);
   // One long more: a bitmap that is reported is shifted up to the caller's first page.
   const longs = longsOf(dma.npage) + 1;
   if (bitmapBytes(host) + longs * 8 > MAX_DIRTY_BITMAPS)
@@ -64,7 +65,8 @@ export function vfioDmaBitmapAlloc(host: Host, dma: VfioDma): void {
 /** Models vfio_dma_populate_bitmap(): pages that are pinned count as dirty. */
 export function vfioDmaPopulateBitmap(host: Host, dma: VfioDma): void {
   const { pfns } = host.vfio;
-  for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot)) markDirty(dma, pfns.iova(slot) - dma.iova, 1);
+  for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot))
+    markDirty(dma, pfns.iova(slot) - dma.iova, 1);
 }
 
 /** Marks pages of a mapping, counted from its first one, if the log runs. A page before it lies in no bitmap. */

@@ -44,13 +44,22 @@ export function dmaRw(host: Host, command: DmaRw): Done {
   if (task !== null) getTask(host, task);
   if (!host.profile.dmaRw) throw new Errno('EOPNOTSUPP', `kernel ${host.profile.name} has no vfio_dma_rw()`);
   if (length <= 0) throw new Errno('EINVAL', `length ${length} is not above 0`);
-  if (host.profile.deviceOpenCheck && !assertDeviceOpen(host, device, 'vfio_dma_rw')) throw new Errno('EINVAL', `device '${device.id}' is not open`);
+  if (host.profile.deviceOpenCheck && !assertDeviceOpen(host, device, 'vfio_dma_rw'))
+    throw new Errno('EINVAL', `device '${device.id}' is not open`);
   if (group === null) throw new Errno('ENODEV', `device '${device.id}' belongs to no vfio group`);
   const { container, iommu } = vfioGroupAddContainerUser(host, group);
   if (length > MAX_DMA_RW) throw new Errno('E2BIG', `length ${length}: a call takes ${MAX_DMA_RW} bytes at most`);
   if (host.profile.invalidVaddr === 'EBUSY' && iommu.vaddr_invalid_count > 0) {
-    warnOnce(host, 'vfio_iommu_type1_dma_rw', 'pin-with-invalid-vaddr: vfio_dma_rw not allowed with VFIO_UPDATE_VADDR', ['vfio_dma_rw']);
-    throw new Errno('EBUSY', `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`);
+    warnOnce(
+      host,
+      'vfio_iommu_type1_dma_rw',
+      'pin-with-invalid-vaddr: vfio_dma_rw not allowed with VFIO_UPDATE_VADDR',
+      ['vfio_dma_rw'],
+    );
+    throw new Errno(
+      'EBUSY',
+      `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`,
+    );
   }
   const locals = { container: container.id, command, data: bytesOf(command), done: 0 };
   return dmaRwChunks(host, iommu, locals, null);
@@ -60,7 +69,8 @@ export function dmaRw(host: Host, command: DmaRw): Done {
 function bytesOf({ write, length, data }: DmaRw): Uint8Array {
   if (!write) return new Uint8Array(length);
   const bytes = fromBase64(data ?? '');
-  if (bytes === null || bytes.length < length) throw new Errno('EFAULT', `length ${length} reads beyond the ${bytes?.length ?? 0} bytes of data`);
+  if (bytes === null || bytes.length < length)
+    throw new Errno('EFAULT', `length ${length} reads beyond the ${bytes?.length ?? 0} bytes of data`);
   return bytes.subarray(0, length);
 }
 
@@ -80,7 +90,8 @@ function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Ope
       locals.done += dmaRwChunk(host, iommu, dma, iova, locals);
     }
   } catch (error) {
-    if (error instanceof Errno && left.data !== undefined) error.extra.left = { data: toBase64(left.data.subarray(0, locals.done)) };
+    if (error instanceof Errno && left.data !== undefined)
+      error.extra.left = { data: toBase64(left.data.subarray(0, locals.done)) };
     throw error;
   }
   return { ret: 0, fields: command.write ? {} : { data: toBase64(data) } };
@@ -95,13 +106,23 @@ function findAt({ vfio: { dmas } }: Host, iommu: Iommu, iova: bigint): VfioDma {
 }
 
 /** Models vfio_iommu_type1_dma_rw_chunk(). Returns the bytes done. */
-function dmaRwChunk(host: Host, iommu: Iommu, dma: VfioDma, iova: bigint, { command, data, done }: DmaRwLocals): number {
+function dmaRwChunk(
+  host: Host,
+  iommu: Iommu,
+  dma: VfioDma,
+  iova: bigint,
+  { command, data, done }: DmaRwLocals,
+): number {
   const { write, task } = command;
   if ((write && (dma.prot & WRITE) === 0) || (dma.prot & READ) === 0)
-    throw new Errno('EPERM', `prot ${dma.prot} of the mapping of iova ${hex(iova)} does not permit ${write ? 'write' : 'read'}`);
+    throw new Errno(
+      'EPERM',
+      `prot ${dma.prot} of the mapping of iova ${hex(iova)} does not permit ${write ? 'write' : 'read'}`,
+    );
   const mm = mmOfDma(host, dma);
   if (mm === null) throw new Errno('EPERM', `the mm of task '${dma.task}', which made the mapping, is gone`);
-  if (task !== null && mmOf(host, task) !== mm) throw new Errno('EFAULT', `task '${task}' lives in another mm than the mapping of iova ${hex(iova)}`);
+  if (task !== null && mmOf(host, task) !== mm)
+    throw new Errno('EFAULT', `task '${task}' lives in another mm than the mapping of iova ${hex(iova)}`);
   const offset = iova - (BigInt(dma.iova) << 12n);
   const room = (BigInt(dma.npage) << 12n) - offset;
   const count = Math.min(command.length - done, room > BigInt(MAX_DMA_RW) ? MAX_DMA_RW : Number(room));
@@ -126,7 +147,8 @@ export function continueDmaRw(host: Host, iommu: Iommu, operation: Operation): v
   if (operation.kind !== 'dma_rw') throw new Error(`${operation.id} is no dma_rw`);
   const { locals } = operation;
   settle(host, operation, () => {
-    if (!iommu.container_open) throw new Errno('EFAULT', `container '${locals.container}' was closed while the access waited for a vaddr`);
+    if (!iommu.container_open)
+      throw new Errno('EFAULT', `container '${locals.container}' was closed while the access waited for a vaddr`);
     return dmaRwChunks(host, iommu, locals, operation);
   });
 }

@@ -14,7 +14,14 @@ import { cutToAperture, excludeReserved, expandToAperture, type IovaList, refres
 import { leakPages } from './ledger.ts';
 import { changeCharge, vfioUncharge } from './lock-acct.ts';
 import { firstPfn, nextPfn } from './pfn-list.ts';
-import { type Caller, emptyBatch, putChunk, vfioBatchUnpin, vfioPinPagesRemote, vfioUnpinPagesRemote } from './pin-remote.ts';
+import {
+  type Caller,
+  emptyBatch,
+  putChunk,
+  vfioBatchUnpin,
+  vfioPinPagesRemote,
+  vfioUnpinPagesRemote,
+} from './pin-remote.ts';
 
 export interface Domain {
   groups: Type1Group[];
@@ -37,7 +44,8 @@ export function normalRecords(host: Host, dma: VfioDma): number {
 /** Pages of a mapping that the IOMMU path holds, counted ones only. */
 export function normalMapped(host: Host, dma: VfioDma): number {
   let count = 0;
-  for (const { pfn, npage } of dma.mapped) for (let i = 0; i < npage; i++) if (!isInvalidOrReserved(host, pfn + i)) count++;
+  for (const { pfn, npage } of dma.mapped)
+    for (let i = 0; i < npage; i++) if (!isInvalidOrReserved(host, pfn + i)) count++;
   return count;
 }
 
@@ -95,9 +103,12 @@ export function rangesWith(host: Host, iommu: Iommu, { id, aperture, reserved }:
   const [first, end] = [iommu.iova_list[0], iommu.iova_list.at(-1)];
   if (first !== undefined && end !== undefined) {
     const { start, last } = aperture;
-    if (start > end.last || last < first.start) throw new Errno('EINVAL', `group '${id}': its aperture lies outside the valid iova ranges`);
-    if (start > first.start && isMapped(first.start, start - 1n)) throw new Errno('EINVAL', `group '${id}': mappings lie below its aperture`);
-    if (last < end.last && isMapped(last + 1n, end.last)) throw new Errno('EINVAL', `group '${id}': mappings lie beyond its aperture`);
+    if (start > end.last || last < first.start)
+      throw new Errno('EINVAL', `group '${id}': its aperture lies outside the valid iova ranges`);
+    if (start > first.start && isMapped(first.start, start - 1n))
+      throw new Errno('EINVAL', `group '${id}': mappings lie below its aperture`);
+    if (last < end.last && isMapped(last + 1n, end.last))
+      throw new Errno('EINVAL', `group '${id}': mappings lie beyond its aperture`);
   }
   if (reserved.some(({ start, last }) => isMapped(start, last)))
     throw new Errno('EINVAL', `group '${id}': mappings lie in one of its reserved regions`);
@@ -110,7 +121,12 @@ export function rangesWith(host: Host, iommu: Iommu, { id, aperture, reserved }:
  * Models vfio_iommu_replay() for the first domain of a container: every mapping that exists is pinned and mapped.
  * EFAULT, ENOMEM, ESRCH, EINTR: as for pinning. What was done before it is undone, or leaks in old kernels.
  */
-export function vfioIommuReplay(host: Host, container: Container, iommu: Iommu, caller: (dma: VfioDma) => Caller): void {
+export function vfioIommuReplay(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  caller: (dma: VfioDma) => Caller,
+): void {
   const replayed: VfioDma[] = [];
   const batch = emptyBatch();
   try {
@@ -136,8 +152,13 @@ export function vfioIommuReplay(host: Host, container: Container, iommu: Iommu, 
 /** After a failed replay a mapping says that it is mapped, and no domain is there to ask. */
 function lookUpWithoutDomain(host: Host, container: Container, dma: VfioDma): Errno {
   const what = `NULL pointer dereference: mapping at iova page ${dma.iova} is marked iommu_mapped and no domain exists`;
-  killContainer(host, container, 'vfio_iommu_replay', what, ['vfio_iommu_type1_attach_group', 'vfio_group_set_container']);
-  return new Errno('EIO', `container '${container.id}' died: ${what}`, { hint: 'an attach failed before; this kernel does not undo it' });
+  killContainer(host, container, 'vfio_iommu_replay', what, [
+    'vfio_iommu_type1_attach_group',
+    'vfio_group_set_container',
+  ]);
+  return new Errno('EIO', `container '${container.id}' died: ${what}`, {
+    hint: 'an attach failed before; this kernel does not undo it',
+  });
 }
 
 function failReplay(host: Host, container: Container, iommu: Iommu, replayed: readonly VfioDma[]): void {

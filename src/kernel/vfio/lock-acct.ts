@@ -34,7 +34,8 @@ export function vfioLockAcct(host: Host, dma: VfioDma, npage: number, current = 
     if (!checked || (current && host.profile.mmKept === 'mapping')) return;
     throw new Errno('ESRCH', `the mm of task '${dma.task}', which made the mapping, is gone`);
   }
-  if (checked && shouldFail(host, 'charge')) throw new Errno('EINTR', `killed while waiting to charge ${npage} pages to mm '${mm.id}'`);
+  if (checked && shouldFail(host, 'charge'))
+    throw new Errno('EINTR', `killed while waiting to charge ${npage} pages to mm '${mm.id}'`);
   accountLockedVm(host, mm.id, dma.task, Math.abs(npage), npage > 0, dma.lock_cap || !checked);
   dma.locked_vm += npage;
 }

@@ -53,7 +53,14 @@ interface Chunk {
  * or not. Pages with a record are charged already. Returns the chunk.
  * EFAULT; ENOMEM RLIMIT_MEMLOCK of the caller; ESRCH, EINTR, ENOMEM when the chunk is charged. Then nothing of it is left.
  */
-export function vfioPinPagesRemote(host: Host, { mm, limit, cap_ipc_lock }: Caller, dma: VfioDma, iova: number, npage: number, batch: Batch): PfnRun {
+export function vfioPinPagesRemote(
+  host: Host,
+  { mm, limit, cap_ipc_lock }: Caller,
+  dma: VfioDma,
+  iova: number,
+  npage: number,
+  batch: Batch,
+): PfnRun {
   const cap = host.profile.capIpcLock === 'map' ? dma.lock_cap : cap_ipc_lock;
   const chunk: Chunk = { pfn: 0, npage: 0, charged: 0, rsvd: false };
   let failure: Errno | null = null;

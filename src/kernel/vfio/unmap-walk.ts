@@ -55,7 +55,13 @@ function returned(host: Host, operation: Operation, walk: Walk, notifier: string
 }
 
 /** Calls one block: a built-in driver answers at once (its result), anything else gets a notification (null). */
-function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: Walk, notifier: NotifierBlock): number | null {
+function callBlock(
+  host: Host,
+  operation: Operation,
+  locals: UnmapLocals,
+  walk: Walk,
+  notifier: NotifierBlock,
+): number | null {
   const { container, retries } = locals;
   const iommu = host.vfio.containers.get(container)?.iommu as Iommu;
   const id = `notification-${host.vfio.next_notification++}`;
@@ -64,11 +70,26 @@ function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: 
   walk.notification = id;
   ledgerNotified(iommu, notifier.device, walk.iova, walk.npage);
   const range = { iova: addressOf(walk.iova), size: sizeOf(walk.npage) };
-  trace(host, 'notify', operation.id, { notifier: notifier.id, device: notifier.device, notification: id, attempt, ...range });
+  trace(host, 'notify', operation.id, {
+    notifier: notifier.id,
+    device: notifier.device,
+    notification: id,
+    attempt,
+    ...range,
+  });
   const { delivery } = notifier;
   if (delivery.kind === 'builtin' && delivery.behavior !== 'slow')
     return runBuiltin(host, iommu, notifier.device, delivery, walk, attempt);
-  const notification = { id, device: notifier.device, notifier: notifier.id, event: 'DMA_UNMAP' as const, ...range, container, attempt, seq: host.seq };
+  const notification = {
+    id,
+    device: notifier.device,
+    notifier: notifier.id,
+    event: 'DMA_UNMAP' as const,
+    ...range,
+    container,
+    attempt,
+    seq: host.seq,
+  };
   host.vfio.notifications.set(id, { notification, operation: operation.id, delivery, at: host.call.at });
   host.emitted.push(id);
   block(host, operation, 'notify', `notification:${id}`);
@@ -100,8 +121,16 @@ function handlerReturned(host: Host, iommu: Iommu, operation: Operation, walk: W
   const { device, notifier } = pending?.notification ?? { device: '', notifier: '' };
   if (answer.reason === 'slow_builtin') finishSlowBuiltin(host, iommu, device, walk);
   if (answer.reason === 'timeout')
-    printk(host, 'warning', `notifier ${notifier} of ${device} did not answer ${answer.notification} within ${host.options.notifier_timeout_ms} ms: going on as if its handler had returned`);
+    printk(
+      host,
+      'warning',
+      `notifier ${notifier} of ${device} did not answer ${answer.notification} within ${host.options.notifier_timeout_ms} ms: going on as if its handler had returned`,
+    );
   if (answer.reason === 'webhook_failed')
-    printk(host, 'warning', `notifier ${notifier} of ${device}: the webhook of ${answer.notification} failed (${answer.detail ?? 'no detail'}): its handler counts as returned without unpinning`);
+    printk(
+      host,
+      'warning',
+      `notifier ${notifier} of ${device}: the webhook of ${answer.notification} failed (${answer.detail ?? 'no detail'}): its handler counts as returned without unpinning`,
+    );
   return returned(host, operation, walk, notifier, answer.ret);
 }

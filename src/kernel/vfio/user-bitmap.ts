@@ -26,11 +26,15 @@ export const DIRTY_PGSIZE = BigInt(PAGE_SIZE);
 
 /** access_ok() and verify_bitmap_size(), for a range of `size` bytes. EINVAL. */
 export function checkBitmap(size: bigint, { pgsize, size: bytes, addr }: BitmapArgument): void {
-  if (addr !== undefined && !accessOk(addr, bytes)) throw new Errno('EINVAL', `bitmap ${hex(addr)} is no address of user space`);
+  if (addr !== undefined && !accessOk(addr, bytes))
+    throw new Errno('EINVAL', `bitmap ${hex(addr)} is no address of user space`);
   const npages = pgsize === 0n ? 0n : size / (pgsize & -pgsize);
   const needed = ((npages + 63n) / 64n) * 8n;
   if (npages === 0n || bytes === 0n || bytes > DIRTY_BITMAP_SIZE_MAX || bytes < needed)
-    throw new Errno('EINVAL', `bitmap size ${hex(bytes)} does not fit ${npages} pages: ${hex(needed)} to ${hex(DIRTY_BITMAP_SIZE_MAX)} bytes`);
+    throw new Errno(
+      'EINVAL',
+      `bitmap size ${hex(bytes)} does not fit ${npages} pages: ${hex(needed)} to ${hex(DIRTY_BITMAP_SIZE_MAX)} bytes`,
+    );
 }
 
 /** E2BIG: a bitmap of the client's own that is too large to be sent back. */
@@ -44,7 +48,12 @@ export function newBitmap({ size, addr }: BitmapArgument): Uint8Array | null {
 }
 
 /** The bitmap in the client's own buffer, or in the memory of the calling task. */
-export function userBitmap(host: Host, own: Uint8Array | null, addr: bigint | undefined, task: string | null): UserBitmap {
+export function userBitmap(
+  host: Host,
+  own: Uint8Array | null,
+  addr: bigint | undefined,
+  task: string | null,
+): UserBitmap {
   if (own !== null)
     return {
       read: (offset, into) => into.set(own.subarray(offset, offset + into.length)),
@@ -53,7 +62,8 @@ export function userBitmap(host: Host, own: Uint8Array | null, addr: bigint | un
   const mm = task === null ? null : mmOf(host, task);
   const at = addr ?? 0n;
   const require = (left: number): void => {
-    if (left > 0) throw new Errno('EFAULT', `the bitmap at ${hex(at)} can't be reached in the memory of task '${task ?? 'none'}'`);
+    if (left > 0)
+      throw new Errno('EFAULT', `the bitmap at ${hex(at)} can't be reached in the memory of task '${task ?? 'none'}'`);
   };
   return {
     read: (offset, into) => require(mm === null ? into.length : copyFromUser(host, mm, at + BigInt(offset), into)),
@@ -62,4 +72,5 @@ export function userBitmap(host: Host, own: Uint8Array | null, addr: bigint | un
 }
 
 /** The field of a reply that carries the client's own bitmap. */
-export const bitmapField = (own: Uint8Array | null): { bitmap?: string } => (own === null ? {} : { bitmap: toBase64(own) });
+export const bitmapField = (own: Uint8Array | null): { bitmap?: string } =>
+  own === null ? {} : { bitmap: toBase64(own) };

@@ -23,7 +23,10 @@ export function vaddrGetPfns(host: Host, mm: MmStruct, vaddr: PageNumber, npage:
   if (vma !== null && (vma.flags & VM_PFNMAP) !== 0) {
     const pfn = followPfnmap(host, mm, vaddr, write);
     if (!isInvalidOrReserved(host, pfn))
-      throw new Errno('EFAULT', `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`);
+      throw new Errno(
+        'EFAULT',
+        `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`,
+      );
     return [pfn];
   }
   const pfns: number[] = [];

@@ -46,7 +46,8 @@ function vfioChangeDmaOwner(host: Host, dma: VfioDma, id: string): void {
   if (mm.id === dma.mm) return;
   const npage = dma.locked_vm;
   if (npage !== 0) {
-    if (shouldFail(host, 'charge')) throw new Errno('EINTR', `killed while waiting to charge ${npage} pages to mm '${mm.id}'`);
+    if (shouldFail(host, 'charge'))
+      throw new Errno('EINTR', `killed while waiting to charge ${npage} pages to mm '${mm.id}'`);
     accountLockedVm(host, mm.id, task.leader, npage, true, task.cap_ipc_lock);
     const old = mmOfDma(host, dma);
     if (old !== null) accountLockedVm(host, old.id, dma.task, npage, false, dma.lock_cap);
@@ -98,11 +99,15 @@ export function killOperation(host: Host, { operation: id }: Extract<Command, { 
   const operation = getOperation(host, id);
   const iommu = iommuOf(host, operation.locals.container);
   if (operation.state === 'done' || iommu === null || !iommu.vaddr_wait.includes(id))
-    throw new Errno('EINVAL', `operation '${id}' is ${operation.phase}: only a wait for a vaddr ends with a fatal signal`);
+    throw new Errno(
+      'EINVAL',
+      `operation '${id}' is ${operation.phase}: only a wait for a vaddr ends with a fatal signal`,
+    );
   iommu.vaddr_wait = iommu.vaddr_wait.filter((waiting) => waiting !== id);
   if (operation.kind === 'pin_pages') continuePin(host, iommu, operation, true);
-  else settle(host, operation, () => {
-    throw new Errno('EFAULT', `${id} was killed while it waited for a vaddr`);
-  });
+  else
+    settle(host, operation, () => {
+      throw new Errno('EFAULT', `${id} was killed while it waited for a vaddr`);
+    });
   return { ret: 0, fields: { id } };
 }
