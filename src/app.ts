@@ -1,8 +1,7 @@
 // The composition root: every part is made and joined here, visibly.
 
-import { type FastifyBaseLogger } from 'fastify';
 import { pino } from 'pino';
-import type { Api } from './http/api.ts';
+import type { Api, HttpLogger } from './http/api.ts';
 import { buildHttp } from './http/http.ts';
 import { defaultCheckpoints } from './service/checkpointer.ts';
 import type { Clock } from './service/clock.ts';
@@ -17,13 +16,13 @@ export interface Overrides {
   /** Not opened yet. */
   store?: Store;
   clock?: Clock;
-  logger?: FastifyBaseLogger;
+  logger?: HttpLogger;
 }
 
 export interface App {
   http: Api;
   service: Service;
-  logger: FastifyBaseLogger;
+  logger: HttpLogger;
   /** Stops in order: no new work, waiting requests answered, checkpoints, store closed. */
   close(): Promise<void>;
 }

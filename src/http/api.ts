@@ -22,6 +22,9 @@ export type ServicePort = Pick<
   | 'stats'
 >;
 
+/** The logger that the server is given. */
+export type HttpLogger = FastifyBaseLogger;
+
 export type Api = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>;
 
 /** What the line of the request log says beyond method, path and status. */

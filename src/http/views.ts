@@ -286,6 +286,7 @@ export const JournalEntry = object('JournalEntry', {
   at,
   request_id: str('Request'),
   op: str('Command'),
-  command: Type.Object({ op: Type.String() }, { description: 'The command as accepted', additionalProperties: true }),
+  notification: Nullable(Type.String(), 'Notification inside whose handler the call was made'),
+  command: Type.Object({ op: Type.String() }, { description: 'The command as accepted; the secret of a webhook is hidden', additionalProperties: true }),
   digest: Type.String({ pattern: '^[0-9a-f]{32}$', description: 'First 16 bytes of SHA-256 of the canonical outcome' }),
 });

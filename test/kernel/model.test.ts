@@ -5,7 +5,9 @@ import fc from 'fast-check';
 import t from 'tap';
 import { assemble, follow, prepare, type Recipe, recipe } from './model-commands.ts';
 import { World } from './model-world.ts';
-import type { Milestone } from './naive-model.ts';
+import type { Milestone } from './naive-types.ts';
+
+t.setTimeout(240_000);
 
 const SEED = Number(process.env.SEED ?? 20161117);
 const RUNS = Number(process.env.RUNS ?? 2000);
@@ -26,6 +28,7 @@ const MILESTONES: readonly Milestone[] = [
   'ENOMEM of the limit',
   'nested call refused as a deadlock',
   'walk waits behind a writer',
+  'restart of the service inside an unmap',
 ];
 
 /** The model is part of the world, so that both see every call. */
@@ -72,6 +75,10 @@ t.test(`model: ${RUNS} random runs of up to ${MAX_STEPS} steps agree with the na
   t.ok(steps > RUNS * 20, 'the runs are not empty');
 });
 
-t.test('model: the run reached every situation that it must reach', { skip: RUNS < 2000 && 'a short run' }, async (t) => {
-  for (const milestone of MILESTONES) t.ok((seen.get(milestone) ?? 0) > 0, milestone);
-});
+t.test(
+  'model: the run reached every situation that it must reach',
+  { skip: RUNS < 2000 && 'a short run' },
+  async (t) => {
+    for (const milestone of MILESTONES) t.ok((seen.get(milestone) ?? 0) > 0, milestone);
+  },
+);

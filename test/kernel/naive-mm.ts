@@ -165,7 +165,8 @@ export class NaiveMemory {
   gup(mm: NaiveMm, at: number, write: boolean): NaivePage {
     const slot = mm.slots.get(at);
     if (slot === undefined || (slot.prot & (write ? WRITE : 1)) === 0) throw new Refused('EFAULT');
-    if (slot.pte === null) slot.pte = write ? { page: this.newAnon(), writable: true } : { page: this.zero, writable: false };
+    if (slot.pte === null)
+      slot.pte = write ? { page: this.newAnon(), writable: true } : { page: this.zero, writable: false };
     else if (write && !slot.pte.writable) this.breakCow(slot, slot.pte);
     const { page } = slot.pte;
     page.pins++;

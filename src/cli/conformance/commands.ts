@@ -15,7 +15,8 @@ export type Question = { ask: 'get_info'; argsz: number } | { ask: 'check_extens
 export function translate(input: InputOp, model: MemoryModel): Command | Question {
   const { op, args } = input;
   if ('inject' in args && args.inject !== undefined) throw new Inexpressible(`${op} with a forced failure`);
-  if ('null' in args && args.null !== undefined) throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
+  if ('null' in args && args.null !== undefined)
+    throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
   switch (op) {
     case 'get_info':
       return { ask: 'get_info', argsz: args.argsz };

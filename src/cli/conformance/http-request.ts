@@ -22,7 +22,11 @@ export function requestOf(command: Command): HttpRequest {
       return put(`/pages/${command.pfn}`, { kind: command.kind });
     case 'put_task': {
       const { task, rlimit_memlock, cap_ipc_lock, thread_of } = command;
-      return put(`/tasks/${task}`, { rlimit_memlock: limitOf(rlimit_memlock), cap_ipc_lock, ...unlessNull('thread_of', thread_of) });
+      return put(`/tasks/${task}`, {
+        rlimit_memlock: limitOf(rlimit_memlock),
+        cap_ipc_lock,
+        ...unlessNull('thread_of', thread_of),
+      });
     }
     case 'patch_task': {
       const { task, rlimit_memlock, cap_ipc_lock } = command;
@@ -43,7 +47,10 @@ export function requestOf(command: Command): HttpRequest {
     case 'close_container':
       return post(`/containers/${command.container}/close`);
     case 'set_iommu':
-      return post(`/containers/${command.container}/set_iommu`, { type: command.type, ...unlessNull('task', command.task) });
+      return post(`/containers/${command.container}/set_iommu`, {
+        type: command.type,
+        ...unlessNull('task', command.task),
+      });
     case 'put_group':
       return put(`/groups/${command.group}`, { kind: command.kind });
     case 'set_container': {
@@ -85,7 +92,10 @@ function dmaRequestOf(command: Command): HttpRequest {
       return post(`/devices/${command.device}/notifiers`, command.notifier);
     case 'unregister_notifier': {
       const { device, notifier, type } = command;
-      return { method: 'DELETE', path: `/devices/${device}/notifiers/${notifier}${type === null ? '' : `?type=${type}`}` };
+      return {
+        method: 'DELETE',
+        path: `/devices/${device}/notifiers/${notifier}${type === null ? '' : `?type=${type}`}`,
+      };
     }
     case 'ack_notification':
       return post(`/devices/${command.device}/notifications/${command.notification}/ack`, { ret: command.ret });

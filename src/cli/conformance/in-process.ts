@@ -11,9 +11,9 @@ import { checkExtension, listMappings, listPfns, viewContainer, viewInfo } from 
 import type { Question } from './commands.ts';
 import { CONTAINER, leaderOf } from './layout.ts';
 import type { Backend, Machine, Reply, Returned, Splat } from './machine.ts';
-import { infoOf, lockedVmOf, mappingOf, outputOf, notificationIn, pageOf, type Shown } from './observe.ts';
-import type { MemoryModel } from './trace-format.ts';
+import { infoOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
 import type { State } from './trace.ts';
+import type { MemoryModel } from './trace-format.ts';
 
 export class InProcess implements Backend {
   readonly name = 'in process';
@@ -76,7 +76,9 @@ class KernelMachine implements Machine {
       return mappingOf(printed(mapping), pfns.map(printed));
     });
     const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1));
-    const tasks = Object.keys(this.model.processes).map((process) => [process, viewTask(this.host, leaderOf(process))] as const);
+    const tasks = Object.keys(this.model.processes).map(
+      (process) => [process, viewTask(this.host, leaderOf(process))] as const,
+    );
     return {
       mappings,
       locked_vm: Object.fromEntries(tasks.map(([process, task]) => [process, lockedVmOf(printed(task))])),

@@ -8,8 +8,8 @@ import { OverHttp } from './over-http.ts';
 import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
-import { readTraces, TraceError } from './trace-reader.ts';
 import type { RecordedTrace } from './trace.ts';
+import { readTraces, TraceError } from './trace-reader.ts';
 
 const USAGE = `usage: npm run conformance -- FILE... [options]
   FILE                     recorded traces, .jsonl or .jsonl.gz
@@ -55,12 +55,17 @@ function parse(argv: string[]): Options {
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
-  const { values, positionals: files } = parsed as { values: Record<string, string | boolean | undefined>; positionals: string[] };
+  const { values, positionals: files } = parsed as {
+    values: Record<string, string | boolean | undefined>;
+    positionals: string[];
+  };
   if (files.length === 0) throw new UsageError('no trace file given');
   const limit = values.limit === undefined ? Number.POSITIVE_INFINITY : Number(values.limit);
   if (values.limit !== undefined && !/^[1-9]\d*$/.test(values.limit as string))
     throw new UsageError(`--limit ${values.limit} is not a number of traces`);
-  const included = String(values['include-features'] ?? '').split(',').filter(Boolean);
+  const included = String(values['include-features'] ?? '')
+    .split(',')
+    .filter(Boolean);
   return {
     files,
     features: new Set([...SUPPORTED_FEATURES, ...included]),
@@ -108,7 +113,11 @@ function backendsOf({ inProcess, http }: Options): (() => Promise<Backend>)[] {
 }
 
 /** The whole command. Returns its exit code. */
-export async function main(argv: string[], print: (text: string) => void, warn: (text: string) => void): Promise<number> {
+export async function main(
+  argv: string[],
+  print: (text: string) => void,
+  warn: (text: string) => void,
+): Promise<number> {
   try {
     const options = parse(argv);
     let code = 0;

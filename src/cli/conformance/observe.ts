@@ -1,7 +1,7 @@
 // From what a host shows of itself, as JSON, to what a recorded trace says of the same thing.
 
-import type { Returned } from './machine.ts';
 import { processOf } from './layout.ts';
+import type { Returned } from './machine.ts';
 import type { LockedVm, MappingState, Output, State } from './trace.ts';
 
 /** A JSON object as the service prints it: addresses and sizes as hex strings, counts as numbers. */
@@ -46,7 +46,9 @@ export function pageOf({ pfn, pin_count, dirty }: Shown): State['pages'] {
 /** VFIO_IOMMU_GET_INFO. */
 export function infoOf({ argsz, flags, iova_pgsizes, cap_offset, caps }: Shown): Returned {
   const chain = (caps as Shown[]).map(({ id, version, pgsize_bitmap, max_dirty_bitmap_size, avail }) =>
-    id === 3 ? { id, version, avail } : { id, version, pgsize_bitmap: Number(pgsize_bitmap), max_bytes: Number(max_dirty_bitmap_size) },
+    id === 3
+      ? { id, version, avail }
+      : { id, version, pgsize_bitmap: Number(pgsize_bitmap), max_bytes: Number(max_dirty_bitmap_size) },
   );
   return { ret: 0, errno: null, out: { argsz, flags, pgsizes: iova_pgsizes, cap_offset, caps: chain } };
 }

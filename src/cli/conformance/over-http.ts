@@ -7,8 +7,8 @@ import { requestOf } from './http-request.ts';
 import { CONTAINER, leaderOf } from './layout.ts';
 import type { Backend, Machine, Parked, Reply, Returned, Splat } from './machine.ts';
 import { infoOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
-import type { MemoryModel, Vma } from './trace-format.ts';
 import type { State } from './trace.ts';
+import type { MemoryModel, Vma } from './trace-format.ts';
 
 /** Connections that are used at the same time. */
 const CONNECTIONS = 8;
@@ -43,7 +43,8 @@ export class OverHttp implements Backend {
     const { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages } = options;
     const body = { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages };
     const made = await client.send('PUT', '', body);
-    if (made.status !== 201) throw new Error(`PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`);
+    if (made.status !== 201)
+      throw new Error(`PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`);
     return new HttpMachine(client, model);
   }
 
@@ -72,7 +73,9 @@ class Client {
     const text = await reply.body.text();
     const response = { status: reply.statusCode, body: (text === '' ? {} : JSON.parse(text)) as Shown };
     if (response.status === 400 || response.status >= 500)
-      throw new Error(`${method} ${this.base}${path} answered ${response.status}: ${text}; it was sent ${JSON.stringify(body)}`);
+      throw new Error(
+        `${method} ${this.base}${path} answered ${response.status}: ${text}; it was sent ${JSON.stringify(body)}`,
+      );
     return response;
   }
 
@@ -148,7 +151,9 @@ class HttpMachine implements Machine {
   async splats(): Promise<Splat[]> {
     const splats: Splat[] = [];
     for (;;) {
-      const { items } = (await this.client.get(`/dmesg?since=${this.lastSplat}&limit=${LIST_LIMIT}`)) as { items: Shown[] };
+      const { items } = (await this.client.get(`/dmesg?since=${this.lastSplat}&limit=${LIST_LIMIT}`)) as {
+        items: Shown[];
+      };
       const last = items.at(-1);
       if (last === undefined) return splats;
       this.lastSplat = last.n as number;
@@ -168,7 +173,10 @@ class HttpMachine implements Machine {
     const listed = iommu_type === null ? [] : await this.client.list(`${path}/mappings`);
     const mappings = await Promise.all(
       listed.map(async (mapping) =>
-        mappingOf(mapping, mapping.npinned === 0 ? [] : await this.client.list(`${path}/mappings/${mapping.iova}/pfns`)),
+        mappingOf(
+          mapping,
+          mapping.npinned === 0 ? [] : await this.client.list(`${path}/mappings/${mapping.iova}/pfns`),
+        ),
       ),
     );
     for (const mapping of mappings) this.reach(mapping.owner, BigInt(mapping.vaddr), BigInt(mapping.size));

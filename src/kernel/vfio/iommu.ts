@@ -1,6 +1,7 @@
 // Models struct vfio_iommu, the type1 back end's private data: made by SET_IOMMU, gone with the container's last group.
 
 import { type Host, splat } from '../host.ts';
+import { printRange } from '../lib/u64.ts';
 import { killContainer } from './bug.ts';
 import type { Container } from './container.ts';
 import { mappingsOf, type VfioDma, vfioUnlinkDma } from './dma.ts';
@@ -90,12 +91,15 @@ export function vfioIommuType1Release(host: Host, container: Container, iommu: I
     ]);
 }
 
+/** What the WARN of a mapping that goes away with `count` records in it says. */
+export const leftoverText = (container: string, { iova, npage }: Pick<VfioDma, 'iova' | 'npage'>, count: number): string =>
+  `mapping-removed-with-pins: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}`;
+
 /** Models vfio_remove_dma(): a mapping goes away; records that are still in it leak, with a WARN. */
 export function vfioRemoveDma(host: Host, container: Container, iommu: Iommu, dma: VfioDma, path: string[]): void {
   const { vfio } = host;
   if (dma.pfn_list.root !== 0) {
-    const what = `mapping-removed-with-pins: ${dma.pfn_list.count} vfio_pfn left in ${container.id} iova 0x${(BigInt(dma.iova) << 12n).toString(16)}`;
-    splat(host, 'WARN', 'vfio_remove_dma', what, path);
+    splat(host, 'WARN', 'vfio_remove_dma', leftoverText(container.id, dma, dma.pfn_list.count), path);
     leakMapping(host, container, iommu, dma);
     while (dma.pfn_list.root !== 0) vfioUnlinkPfn(vfio.pfns, dma.pfn_list, firstPfn(vfio.pfns, dma.pfn_list));
   }

@@ -1,7 +1,8 @@
 // A ledger beside the kernel's records: which device pinned which iova, when, and whether its notifier has run since.
 // The kernel's pins have no owner. This serves the leak report and the built-in drivers; it never decides an errno.
 
-import { type Host } from '../host.ts';
+import type { Host } from '../host.ts';
+import type { PageNumber } from '../lib/u64.ts';
 import { mmOf } from '../mm/task.ts';
 import { isInvalidOrReserved } from '../mm/page.ts';
 import type { Container } from './container.ts';
@@ -34,7 +35,7 @@ export interface DeviceLedger {
 /** What a vfio_dma that was removed with records in it leaves behind for ever. */
 export interface LeakedMapping {
   container: string;
-  iova: number;
+  iova: PageNumber;
   npage: number;
   task: string;
   /** mm that stays charged, and for how many pages; null when it was gone already. */

@@ -1,11 +1,12 @@
 // What GETs show of a host as a whole: its counters, its operations and its leaks. Pure: nothing here changes a host.
 
 import type { Host } from '../host.ts';
-import { addressOf, printRange, sizeOf } from '../lib/u64.ts';
+import { addressOf, sizeOf } from '../lib/u64.ts';
 import { getOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
 import { violations } from '../invariants.ts';
 import { mappingsOf } from '../vfio/dma.ts';
+import { leftoverText } from '../vfio/iommu.ts';
 import { type LedgerRun, type LeakedMapping, ledgerRuns } from '../vfio/ledger.ts';
 import { type Listed, listed } from './page.ts';
 
@@ -69,7 +70,7 @@ const showRun = (run: LedgerRun, device: string, container: string): Fields => (
 });
 
 function showLeaked(leaked: LeakedMapping): Fields[] {
-  const warn = `WARNING: at vfio_remove_dma: mapping ${printRange(leaked.iova, leaked.npage)} of ${leaked.container} removed with ${leaked.pfns.length} vfio_pfn in it`;
+  const warn = `WARNING: at vfio_remove_dma: ${leftoverText(leaked.container, leaked, leaked.pfns.length)}`;
   return leaked.runs.map((run) => ({
     ...showRun(run, run.device, leaked.container),
     state: 'leaked',
@@ -88,7 +89,7 @@ export function leaks(host: Host): Fields {
     if (iommu === null) continue;
     for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
       if (dma.pfn_list.root === 0) continue;
-      const warn = `WARNING: at vfio_remove_dma: mapping ${printRange(dma.iova, dma.npage)} of ${id} removed with ${dma.pfn_list.count} vfio_pfn in it`;
+      const warn = `WARNING: at vfio_remove_dma: ${leftoverText(id, dma, dma.pfn_list.count)}`;
       for (const device of iommu.ledger.keys())
         for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
           items.push({ ...showRun(run, device, id), state: 'pinned', leaked_seq: null, warn });
