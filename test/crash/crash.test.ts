@@ -181,3 +181,44 @@ t.test(`crash: ${KILLS} kills, seed ${SEED}`, async (t) => {
   t.ok(resolvedUnknown > KILLS / 2, 'kills met requests in flight');
   t.equal(await service.stop(), 0, 'the last process ends cleanly');
 });
+
+t.test('crash: kill -9 in the middle of an unmap: the notification comes again, the retry gets the reply', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'crash-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const database = join(folder, 'emulator.db');
+  let service = (await ServiceProcess.start(database)) as ServiceProcess;
+  const post = async (path: string, body: unknown, headers: Record<string, string> = {}): Promise<Reply | null> =>
+    service.request('POST', `${HOST}${path}`, body, headers);
+  const mapping = { iova: '0x10000', size: '0x4000' };
+  await post('/containers/vfio0/map_dma', { task: 'qemu', ...mapping, vaddr: '0x7f0000000000', flags: ['READ', 'WRITE'] });
+  await post('/devices/mdev0/notifiers', { id: 'n', events: ['DMA_UNMAP'], delivery: { kind: 'poll' } });
+  await post('/devices/mdev0/pin_pages', { user_pfn: [0x10, 0x11], prot: ['READ'] });
+
+  const poll = async (): Promise<Record<string, unknown>[]> => {
+    const reply = await service.request('GET', `${HOST}/devices/mdev0/notifications?wait_ms=20000`);
+    return (reply?.body.items ?? []) as Record<string, unknown>[];
+  };
+  const key = { 'idempotency-key': 'the-unmap' };
+  const lost = post('/containers/vfio0/unmap_dma', mapping, key);
+  const [before] = await poll();
+  await service.kill();
+  t.equal(await lost, null, 'the client of the unmap has no answer');
+
+  service = (await ServiceProcess.start(database)) as ServiceProcess;
+  const [after] = await poll();
+  t.same(after, before, 'the same notification, with its id');
+  const retried = post('/containers/vfio0/unmap_dma', mapping, key);
+  const inside = { 'x-notification': String(after?.id) };
+  t.equal((await post('/devices/mdev0/unpin_pages', { user_pfn: [0x10, 0x11] }, inside))?.body.ret, 2);
+  t.equal((await post(`/devices/mdev0/notifications/${after?.id}/ack`, { ret: 'NOTIFY_OK' }))?.status, 200);
+  const reply = await retried;
+  t.match(reply, { status: 200, body: { ret: 0, size: '0x4000', notifications: 1 } });
+  await service.kill();
+
+  service = (await ServiceProcess.start(database)) as ServiceProcess;
+  const again = await post('/containers/vfio0/unmap_dma', mapping, key);
+  t.same([again?.replayed, again?.body], [true, reply?.body], 'and once more after another kill');
+  const leaks = await service.request('GET', `${HOST}/leaks`);
+  t.same(leaks?.body, { items: [], references: 0 });
+  t.equal(await service.stop(), 0);
+});
