@@ -83,9 +83,12 @@ function checkRecords(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string
 
 function checkUsers(host: Host, say: (text: string) => void): void {
   const { groups, containers, devices } = host.vfio;
+  const waiting = new Map<string, number>();
+  for (const { kind, state, locals } of host.operations.values())
+    if (kind !== 'unmap_dma' && state !== 'done') waiting.set(locals.group, (waiting.get(locals.group) ?? 0) + 1);
   for (const group of groups.values()) {
     const open = group.devices.reduce((sum, id) => sum + (devices.get(id)?.open_count ?? 0), 0);
-    const users = open + (group.container !== null && group.fd_open ? 1 : 0);
+    const users = open + (waiting.get(group.id) ?? 0) + (group.container !== null && group.fd_open ? 1 : 0);
     if (users !== group.container_users) say(`group ${group.id}: container_users ${group.container_users}, counted ${users}`);
     const bound = group.container !== null && containers.get(group.container)?.groups.includes(group.id);
     if (group.container !== null && !bound) say(`group ${group.id}: its container ${group.container} does not know it`);

@@ -1,5 +1,6 @@
 // The recorded traces of 5.15 agree in process and over HTTP; the runner finds planted differences and refuses malformed files.
 
+import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gunzipSync, gzipSync } from 'node:zlib';
@@ -72,13 +73,30 @@ t.test('replay: all traces of 5.15 agree over HTTP', async (t) => {
   t.equal(code, 0);
 });
 
-t.test('replay: the answers are complete before an expectation is looked at', async (t) => {
-  for (const { trace, recorded } of readTraces(PLAIN)) {
-    t.notMatch(Object.keys(trace.ops[0] ?? {}), ['expect'], 'an operation to perform has no expectation');
-    const { answers, stopped } = await replay(new InProcess(), trace);
-    t.equal(stopped, null);
-    t.equal(answers.length, recorded.answers.length);
-    break;
+/** Makes everything wrong that was recorded of an operation, but for what a listener did. */
+function falsify({ expect }: Json): void {
+  const { events } = expect;
+  for (const field of Object.keys(expect)) delete expect[field];
+  Object.assign(expect, { ret: 12345, size: '0x7', pages: [7, 7, 7], events });
+  expect.state = { mappings: [], locked_vm: {}, pages: [[7, 7, 1]], dma_avail: 7 };
+  for (const event of events) {
+    if (event.type === 'notify') Object.assign(event, { listener: 'L7', iova: '0x7', size: '0x7' });
+    for (const call of event.calls ?? []) falsify(call);
+  }
+}
+
+t.test('replay: its answers do not depend on what was recorded', async (t) => {
+  t.testdir();
+  for (const trace of parsed.slice(0, 20)) {
+    const falsified = structuredClone(trace);
+    falsified.ops.forEach(falsify);
+    const path = file(t, 'falsified.jsonl', `${JSON.stringify(trace)}\n${JSON.stringify(falsified)}\n`);
+    const [true_, false_] = [...readTraces(path)];
+    if (true_ === undefined || false_ === undefined) throw new Error('two traces were written');
+    const [one, two] = [await replay(new InProcess(), true_.trace), await replay(new InProcess(), false_.trace)];
+    t.equal(one.stopped, null);
+    t.equal(one.answers.length, trace.ops.length);
+    t.same(two, one, `seed ${trace.seed}`);
   }
 });
 
@@ -442,6 +460,33 @@ t.test('runner: a malformed file is refused with file and line, and exits 2', as
     const { code, err } = await run(path);
     t.equal(code, 2, name);
     t.ok(err.startsWith(`${path}: `), err);
+  }
+});
+
+t.test('runner: a service that does not answer, or not as one, exits 2', async (t) => {
+  const { code, err } = await run(PLAIN, '--http', 'http://127.0.0.1:1');
+  t.equal(code, 2);
+  t.match(err, 'http://127.0.0.1:1: ');
+  t.match(err, 'ECONNREFUSED');
+});
+
+t.test('runner: the process exits with the code', async (t) => {
+  t.testdir();
+  const script = join(import.meta.dirname, '../../src/cli/conformance/main.ts');
+  const { trace, op } = copyOf((op) => op.expect.state.locked_vm.A === 3);
+  const good = file(t, 'good.jsonl', JSON.stringify(trace));
+  op.expect.state.locked_vm.A = 2;
+  const bad = file(t, 'bad.jsonl', JSON.stringify(trace));
+  for (const [path, expected] of [
+    [good, 0],
+    [bad, 1],
+    [join(t.testdirName, 'none.jsonl'), 2],
+  ] as const) {
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import=tsx', script, path], {
+      encoding: 'utf8',
+    });
+    t.equal(status, expected, stderr);
+    t.match(stdout + stderr, [/1 of 1 traces agree/, /0 of 1 traces agree/, /none\.jsonl: ENOENT/][expected] as RegExp);
   }
 });
 

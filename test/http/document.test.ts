@@ -33,7 +33,11 @@ t.test('every operation says what it is, with a curl line and two examples that 
     const { operation, method } = found;
     const { operationId, summary, description } = operation;
     t.ok(summary.length > 3 && description.length > 20, operationId);
-    t.match(description, /```sh\ncurl -s .*http:\/\/127\.0\.0\.1:7180\/[^\n]*\n```$/, `${operationId}: one line of curl`);
+    t.match(
+      description,
+      /```sh\ncurl -s .*http:\/\/127\.0\.0\.1:7180\/[^\n]*\n```$/,
+      `${operationId}: one line of curl`,
+    );
     t.notMatch(description, /\{[a-z]+\}/, `${operationId}: every parameter of the line has a value`);
     t.ok(operation.tags.length === 1 && tags.includes(operation.tags[0] as string), `${operationId}: one known tag`);
     const examples = Object.entries(operation.responses).flatMap(([status, response]) =>
@@ -41,19 +45,35 @@ t.test('every operation says what it is, with a curl line and two examples that 
         Object.values(media.examples ?? {}).map(({ value }) => ({ status: Number(status), type, value })),
       ),
     );
-    for (const { status, type, value } of examples) t.equal(document.violation(found, status, type, value), null, `${operationId} ${status}: the example fits`);
-    t.ok(examples.some(({ status }) => status < 300), `${operationId}: an example of success`);
+    for (const { status, type, value } of examples)
+      t.equal(document.violation(found, status, type, value), null, `${operationId} ${status}: the example fits`);
+    t.ok(
+      examples.some(({ status }) => status < 300),
+      `${operationId}: an example of success`,
+    );
     const canRefuse = Object.keys(operation.responses).some((status) => Number(status) >= 400);
-    if (canRefuse) t.ok(examples.some(({ status }) => status >= 400), `${operationId}: an example of a refusal`);
-    if (operation.requestBody !== undefined) t.equal(document.bodyViolation(found, exampleBody(found)), null, `${operationId}: the body fits`);
-    t.equal(operation.requestBody !== undefined, ['post', 'put', 'patch'].includes(method), `${operationId}: a body exactly where the method has one`);
+    if (canRefuse)
+      t.ok(
+        examples.some(({ status }) => status >= 400),
+        `${operationId}: an example of a refusal`,
+      );
+    if (operation.requestBody !== undefined)
+      t.equal(document.bodyViolation(found, exampleBody(found)), null, `${operationId}: the body fits`);
+    t.equal(
+      operation.requestBody !== undefined,
+      ['post', 'put', 'patch'].includes(method),
+      `${operationId}: a body exactly where the method has one`,
+    );
   }
   t.end();
 });
 
 t.test('every path in it is a route', (t) => {
   for (const { path, method } of document.operations)
-    t.ok(app.http.hasRoute({ method: method.toUpperCase() as 'GET', url: path.replace(/\{(\w+)\}/g, ':$1') }), `${method} ${path}`);
+    t.ok(
+      app.http.hasRoute({ method: method.toUpperCase() as 'GET', url: path.replace(/\{(\w+)\}/g, ':$1') }),
+      `${method} ${path}`,
+    );
   t.end();
 });
 
@@ -84,7 +104,8 @@ t.test('the pages work over plain http by address: nothing is upgraded to https'
     t.notOk(headers['strict-transport-security'], page);
   }
   const { text } = await client.ask('GET', '/docs/');
-  for (const [, asset = ''] of text.matchAll(/(?:src|href)="([^"]+)"/g)) t.equal((await client.ask('GET', new URL(asset, 'http://x/docs/').pathname)).status, 200, asset);
+  for (const [, asset = ''] of text.matchAll(/(?:src|href)="([^"]+)"/g))
+    t.equal((await client.ask('GET', new URL(asset, 'http://x/docs/').pathname)).status, 200, asset);
 });
 
 const BROWSERS = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
@@ -122,8 +143,8 @@ t.test('Swagger UI in a browser: the first "Try it out" works with the example i
   await operation.locator('button.execute').click();
   const status = operation.locator('.live-responses-table .response-col_status').last();
   await status.waitFor();
-  t.match(await status.innerText(), /^200/);
-  t.match(await operation.locator('.live-responses-table .response-col_description').last().innerText(), /"ret": 0/);
+  t.match(await status.textContent(), /^200/);
+  t.match(await operation.locator('.live-responses-table .response-col_description').last().textContent(), /"ret": 0/);
   t.same(errors, []);
   const mappings = await own.http.inject('/v1/hosts/default/containers/vfio0/mappings');
   t.match(mappings.json(), { items: [{ iova: '0x0', task: 'qemu' }] }, 'the mapping is there');

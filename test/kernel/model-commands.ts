@@ -3,8 +3,8 @@
 import fc from 'fast-check';
 import type { Command } from '../../src/kernel/command.ts';
 import { READ, WRITE } from '../../src/kernel/command.ts';
-import { PAGE, type World } from './model-world.ts';
-import type { NaiveMapping } from './naive-types.ts';
+import type { World } from './model-world.ts';
+import { type NaiveMapping, type NaiveNotification, PAGE } from './naive-types.ts';
 
 /** Where the tasks' memory lies; A and B have the same layout in address spaces of their own. */
 export const ANON = 0x100000n;
@@ -68,13 +68,20 @@ export function* prepare(rlimitPages: number): Iterable<Command> {
   yield { op: 'put_device', device: 'D0', group: null };
 }
 
-/** What most runs begin with: a container in which pins are possible. */
-export function* assemble(type: number): Iterable<Command> {
+/** What most runs begin with: a container in which pins are possible, and neighbouring mappings with pins in them. */
+export function* assemble(type: number, mappings: number): Iterable<Command> {
   for (const group of ['G1', 'G2']) yield { op: 'set_container', group, container: 'C', task: null };
   yield { op: 'set_iommu', container: 'C', type, task: null };
   yield { op: 'open_device', device: 'D1' };
   yield { op: 'open_device', device: 'D2' };
   yield { op: 'register_notifier', device: 'D1', notifier: block('L0') };
+  for (let i = 0n; i < mappings; i++) {
+    const size = 2n * PAGE;
+    const iova = FIRST_IOVA * PAGE + i * size;
+    const flags = READ | WRITE;
+    yield { op: 'map_dma', container: 'C', task: 'A', iova, vaddr: ANON + i * size, size, flags, argsz: 32 };
+    yield { op: 'pin_pages', device: 'D1', user_pfn: [Number(iova / PAGE)], npage: 1, prot: READ };
+  }
 }
 
 const PRIORITIES: Readonly<Record<string, number>> = { L0: 0, L1: 0, L2: 5 };
@@ -87,6 +94,7 @@ export type Recipe =
   | { do: 'answer'; which: number; ret: number; times: number }
   | { do: 'time out'; which: number; times: number }
   | { do: 'unpin in handler'; which: number; all: boolean }
+  | { do: 'handle'; which: number; attempt: number }
   | { do: 'pin what is mapped'; which: number; device: string; pages: number[] }
   | { do: 'unmap what is mapped'; which: number; task: string | null; inside: number | null }
   | { do: 'late ack'; back: number }
@@ -290,6 +298,10 @@ export const recipe: fc.Arbitrary<Recipe> = fc.oneof(
   often(2, fc.record({ do: fc.constant('time out' as const), which: fc.nat({ max: 2 }), times })),
   often(5, fc.record({ do: fc.constant('unpin in handler' as const), which: fc.nat({ max: 2 }), all: fc.boolean() })),
   often(
+    3,
+    fc.record({ do: fc.constant('handle' as const), which: fc.nat({ max: 2 }), attempt: fc.constantFrom(1, 2, 2, 11) }),
+  ),
+  often(
     12,
     fc.record({
       do: fc.constant('pin what is mapped' as const),
@@ -369,17 +381,35 @@ export function follow(world: World, recipe: Recipe): void {
       return;
     }
     case 'checkpoint':
-      return world.checkpoint();
+      world.checkpoint();
+      return;
     case 'restart':
-      return world.restart();
+      world.restart();
+      return;
+    case 'handle':
+      handle(world, at(recipe.which), recipe.attempt);
+      return;
     case 'unpin in handler':
-      return unpinInHandler(world, at(recipe.which), recipe.all);
+      unpinInHandler(world, at(recipe.which), recipe.all);
+      return;
     case 'late ack': {
       const n = world.model.next - 1 - recipe.back;
       if (n < 1 || world.model.pending.has(n)) return;
       const notification = `notification-${n}`;
       world.step({ op: 'ack_notification', device: 'D1', notification, ret: 1, reason: 'ack', detail: null });
     }
+  }
+}
+
+/** A driver that unpins everything at its n-th call for a mapping, as often as the unmap meets another mapping. */
+function handle(world: World, first: NaiveNotification | undefined, attempt: number): void {
+  let next = first;
+  while (next !== undefined) {
+    const { op, n, device } = next;
+    if (next.attempt >= attempt) unpinInHandler(world, next, true);
+    const notification = `notification-${n}`;
+    world.step({ op: 'ack_notification', device, notification, ret: 1, reason: 'ack', detail: null });
+    next = [...world.model.pending.values()].find((pending) => pending.op === op);
   }
 }
 

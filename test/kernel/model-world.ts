@@ -12,9 +12,8 @@ import { listMappings, listPfns, viewContainer, viewDevice, viewGroup } from '..
 import { decode, encode } from '../../src/service/codec.ts';
 import { isReserved, type NaivePage } from './naive-mm.ts';
 import { NaiveModel } from './naive-model.ts';
-import type { NaiveOutcome, NaiveResult } from './naive-types.ts';
+import { type NaiveOutcome, type NaiveResult, PAGE } from './naive-types.ts';
 
-export const PAGE = 4096n;
 const ALL = Number.MAX_SAFE_INTEGER;
 
 export const optionsOf = (dma_entry_limit: number): HostOptions => ({
@@ -97,8 +96,8 @@ export class World {
   /** The model can't know which frame the kernel takes for a new page: it is learnt where the page is mapped. */
   private meetPages(): void {
     const { memory } = this.model;
-    for (const [id, { mm }] of memory.tasks)
-      for (const [page, { pte }] of mm?.slots ?? []) {
+    for (const [id, { mm, leader }] of memory.tasks)
+      for (const [page, { pte }] of id === leader ? (mm?.slots ?? []) : []) {
         if (pte === null || pte.page.pfn !== null) continue;
         const flagsAndPfn = listPages(this.host, id, BigInt(page) * PAGE, 1)[0];
         if (typeof flagsAndPfn?.pfn !== 'number')
@@ -182,6 +181,8 @@ export class World {
       const locked = task.locked_vm === null ? null : BigInt.asUintN(64, BigInt(task.locked_vm as number));
       const got = [task.alive, locked, task.rlimit_memlock, task.cap_ipc_lock];
       this.same(`task ${id}`, got, [mm !== null, mm?.locked_vm ?? null, memory.limits.get(leader), cap]);
+      // Threads share the mm that their leader was compared with.
+      if (id !== leader) continue;
       for (const [page, { pte }] of mm?.slots ?? []) {
         const shown = listPages(this.host, id, BigInt(page) * PAGE, 1)[0];
         const wanted = [pte?.page.pfn ?? null, pte !== null, pte?.writable ?? false];

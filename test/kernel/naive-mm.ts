@@ -82,8 +82,8 @@ export class NaiveMemory {
   }
 
   page(pfn: number): NaivePage {
-    let page = this.byPfn.get(pfn);
-    if (page === undefined) this.byPfn.set(pfn, (page = naivePage('normal', pfn)));
+    const page = this.byPfn.get(pfn) ?? naivePage('normal', pfn);
+    this.byPfn.set(pfn, page);
     return page;
   }
 

@@ -230,8 +230,10 @@ export class NaiveModel extends NaiveOperations {
         size += m.size;
       }
       if (stuck === null) break;
-      if (stuck !== last) [last, retries] = [stuck, 0];
-      else if (++retries > 10) {
+      if (stuck !== last) {
+        if (retries > 0) this.seen.add('tries counted anew for another mapping');
+        [last, retries] = [stuck, 0];
+      } else if (++retries > 10) {
         if (op.notified >= 11) this.seen.add('eleventh notification and BUG');
         this.kill(op.container);
         throw new Refused('EIO', { notifications: op.notified });

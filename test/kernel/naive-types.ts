@@ -92,7 +92,8 @@ export type Milestone =
   | 'ENOMEM of the limit'
   | 'nested call refused as a deadlock'
   | 'walk waits behind a writer'
-  | 'restart of the service inside an unmap';
+  | 'restart of the service inside an unmap'
+  | 'tries counted anew for another mapping';
 
 export type Of<O extends Command['op']> = Extract<Command, { op: O }>;
 /** A call that sleeps where it yields; it is woken with a handler's return value. */

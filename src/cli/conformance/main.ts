@@ -1,10 +1,11 @@
 // npm run conformance: replays recorded traces and says where this kernel answers differently from the recorded one.
 
+import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { PROFILES } from '../../kernel/profile.ts';
 import { InProcess } from './in-process.ts';
 import type { Backend } from './machine.ts';
-import { OverHttp } from './over-http.ts';
+import { OverHttp, Unusable } from './over-http.ts';
 import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
@@ -18,7 +19,7 @@ const USAGE = `usage: npm run conformance -- FILE... [options]
   --include-features a,b   run traces with these features too
   --all                    run every trace, whatever its features
   --limit n                replay at most n traces a backend
-exit code: 0 agreement, 1 a difference, 2 bad usage or an unreadable file`;
+exit code: 0 agreement, 1 a difference, 2 bad usage, an unreadable file, or no service`;
 
 /** Features of traces that are run without being asked for. */
 const SUPPORTED_FEATURES: ReadonlySet<string> = new Set(['nested-unmap', 'self-deadlock']);
@@ -134,11 +135,11 @@ export async function main(
     return code;
   } catch (error) {
     if (error instanceof UsageError) warn(`${error.message}\n${USAGE}`);
-    else if (error instanceof TraceError) warn(error.message);
+    else if (error instanceof TraceError || error instanceof Unusable) warn(error.message);
     else throw error;
     return 2;
   }
 }
 
-if (import.meta.url === `file://${process.argv[1]}`)
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href)
   process.exitCode = await main(process.argv.slice(2), console.log, console.error);

@@ -22,6 +22,9 @@ export interface RunningService {
   close: () => Promise<void>;
 }
 
+/** No service answers at the address, or it does not let us in. */
+export class Unusable extends Error {}
+
 interface Response {
   status: number;
   body: Shown;
@@ -42,9 +45,13 @@ export class OverHttp implements Backend {
     const client = new Client(this.pool, `/v1/hosts/${id}`, this.service.token);
     const { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages } = options;
     const body = { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages };
-    const made = await client.send('PUT', '', body);
+    const made = await client.send('PUT', '', body).catch((error: Error & { code?: string }) => {
+      throw new Unusable(`${this.service.url}: ${error.code ?? ''} ${error.message}`);
+    });
     if (made.status !== 201)
-      throw new Error(`PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`);
+      throw new Unusable(
+        `${this.service.url}: PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`,
+      );
     return new HttpMachine(client, model);
   }
 

@@ -55,7 +55,7 @@ export class Report {
     for (const [i, own] of answers.entries()) {
       const [expected, input] = [recorded.answers[i], trace.ops[i]];
       if (own === null || expected === undefined || input === undefined) continue;
-      const comparison = compareAnswers(expected, own, input.op, trace);
+      const comparison = compareAnswers(expected, own, trace);
       this.count(comparison, expected, input);
       differences += comparison.differences.length;
       for (const difference of comparison.differences)

@@ -5,10 +5,13 @@ import { viewPage } from '../../kernel/view/tasks.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
 import { show, submit } from '../reply.ts';
-import { closed, MAX_PFN, Names, Path, PageFrame, ReplyOf } from '../schema.ts';
-import { Page } from '../views.ts';
+import { closed, MAX_PFN, Names, PageFrame, Path, ReplyOf } from '../schema.ts';
+import { Page } from '../views/tasks.ts';
 
-const page = { host: Path.host, pfn: Type.Integer({ minimum: 0, maximum: MAX_PFN, description: 'Host page frame number', examples: [100] }) };
+const page = {
+  host: Path.host,
+  pfn: Type.Integer({ minimum: 0, maximum: MAX_PFN, description: 'Host page frame number', examples: [100] }),
+};
 const KINDS = ['normal', 'reserved', 'zero', 'device'] as const;
 
 const put = describe({
@@ -21,8 +24,17 @@ const put = describe({
   body: closed({ kind: Names(KINDS, 'What it is') }),
   bodyExample: { kind: 'reserved' },
   success: [
-    { status: 201, description: 'Decided', schema: ReplyOf({ pfn: PageFrame('Host page'), kind: Names(KINDS, 'What it is') }), example: { ret: 0, pfn: 100, kind: 'reserved', seq: 31 } },
-    { status: 200, description: 'Is so already: nothing changed', example: { ret: 0, pfn: 100, kind: 'reserved', seq: 32 } },
+    {
+      status: 201,
+      description: 'Decided',
+      schema: ReplyOf({ pfn: PageFrame('Host page'), kind: Names(KINDS, 'What it is') }),
+      example: { ret: 0, pfn: 100, kind: 'reserved', seq: 31 },
+    },
+    {
+      status: 200,
+      description: 'Is so already: nothing changed',
+      example: { ret: 0, pfn: 100, kind: 'reserved', seq: 32 },
+    },
   ],
   refusals: ['EBUSY', 'EEXIST', 'ENOSPC', 'ENOMEM'],
   refusalExample: { errno: 'EBUSY', detail: 'page 100 is in use: ref_count 1' },
@@ -35,7 +47,23 @@ const get = describe({
   description: 'What it is and who refers to it.',
   does: 'read',
   params: page,
-  success: [{ status: 200, description: 'The page', schema: Page, example: { pfn: 100, kind: 'normal', struct_page: true, mapping: 'anon', ref_count: 1, mapcount: 1, pin_count: 0, dirty: false } }],
+  success: [
+    {
+      status: 200,
+      description: 'The page',
+      schema: Page,
+      example: {
+        pfn: 100,
+        kind: 'normal',
+        struct_page: true,
+        mapping: 'anon',
+        ref_count: 1,
+        mapcount: 1,
+        pin_count: 0,
+        dirty: false,
+      },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 

@@ -3,8 +3,9 @@
 import { ERRNO } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
 import { finishOperation, type Operation } from '../operation.ts';
-import type { Outcome } from '../outcome.ts';
+import type { Fields, Outcome } from '../outcome.ts';
 import type { Container } from './container.ts';
+import { getGroup } from './group.ts';
 
 /** Raises a BUG in a container: a splat, the container dead, and every operation that waits in it refused with EIO. */
 export function killContainer(host: Host, container: Container, where: string, what: string, path: string[]): void {
@@ -13,8 +14,24 @@ export function killContainer(host: Host, container: Container, where: string, w
   for (const [id, pending] of host.vfio.notifications)
     if (pending.notification.container === container.id) host.vfio.notifications.delete(id);
   for (const operation of [...host.operations.values()])
-    if (operation.state !== 'done' && operation.locals.container === container.id)
+    if (operation.state !== 'done' && operation.locals.container === container.id) {
       finishOperation(host, operation, deadOutcome(container, operation));
+      if (operation.kind !== 'unmap_dma') getGroup(host, operation.locals.group).container_users--;
+    }
+}
+
+/** What the kernel has filled in for a call by then. */
+function leftBy(operation: Operation): Fields {
+  switch (operation.kind) {
+    case 'unmap_dma':
+      return { notifications: operation.locals.notifications };
+    case 'pin_pages':
+      return { phys_pfn: new Array<number>(operation.locals.command.user_pfn.length).fill(0) };
+    case 'register_notifier':
+      return { events_left: 0 };
+    case 'unregister_notifier':
+      return {};
+  }
 }
 
 /** What a call that was blocked in a container gets when the container dies. */
@@ -26,7 +43,7 @@ function deadOutcome(container: Container, operation: Operation): Outcome {
       errno: 'EIO',
       detail: `container '${container.id}' died: ${container.dead?.text ?? ''}`,
       hint: 'see dmesg; reset the host or use another container',
-      left: operation.kind === 'unmap_dma' ? { notifications: operation.locals.notifications } : {},
+      left: leftBy(operation),
     },
     finished: [],
     emitted: [],

@@ -5,9 +5,8 @@ import { Errno, NoSuchObject } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { MAX_DEVICES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import { putContainer, setIommu } from './container.ts';
-import { containerOf } from './container.ts';
-import { getGroup, type Group, putGroup, setContainer, vfioGroupAddContainerUser, vfioGroupTryDissolveContainer } from './group.ts';
+import { containerOf, getContainer, putContainer, setIommu } from './container.ts';
+import { getGroup, type Group, putGroup, requireGroupFd, setContainer, vfioGroupAddContainerUser, vfioGroupTryDissolveContainer } from './group.ts';
 import { registerNotifier } from './notifier.ts';
 
 export interface Device {
@@ -76,6 +75,7 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
       undo.push(() => host.vfio.containers.delete(container));
     if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created) undo.push(() => host.vfio.groups.delete(id));
     const group = getGroup(host, id);
+    requireGroupFd(group);
     addDevice(host, { id, group: id, open_count: 0, shortcut: { container, notifier } });
     undo.push(() => {
       host.vfio.devices.delete(id);
@@ -85,8 +85,13 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
       setContainer(host, { op: 'set_container', group: id, container, task: null });
       undo.push(() => vfioGroupTryDissolveContainer(host, group));
     }
-    if (host.vfio.containers.get(container)?.iommu === null)
+    const open = getContainer(host, container);
+    if (open.iommu === null) {
       setIommu(host, { op: 'set_iommu', container, type: 3, task: null });
+      undo.push(() => {
+        open.iommu = null;
+      });
+    }
     const registered = notifier === null ? null : registerNotifier(host, { op: 'register_notifier', device: id, notifier });
     openDevice(host, { op: 'open_device', device: id });
     return {
@@ -106,7 +111,7 @@ export function openDevice(host: Host, { device: id }: Extract<Command, { op: 'o
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   if (group === null) throw new Errno('ENODEV', `device '${id}' belongs to no group`);
-  if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
+  requireGroupFd(group);
   vfioGroupAddContainerUser(host, group);
   group.container_users++;
   device.open_count++;

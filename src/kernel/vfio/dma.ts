@@ -80,15 +80,17 @@ export function vfioFindDmaFirstNode(table: DmaTable, root: number, start: numbe
   return found !== 0 && table.at(found).iova >= end ? 0 : found;
 }
 
-/** Models vfio_link_dma(): descends by iova without looking for overlap. Returns the new root. */
+/**
+ * Models vfio_link_dma(): descends by iova without looking for overlap. The mapping is linked while its size is still 0, so
+ * that one that ends at 2^64 has its place by iova too, and one of equal iova goes before the older. Returns the new root.
+ */
 export function vfioLinkDma(table: DmaTable, root: number, dma: Omit<VfioDma, 'slot' | 'id' | 'pfn_list'>): number {
   const slot = table.links.alloc();
-  const end = wrappedEnd(dma.iova, dma.npage);
   let parent = 0;
   let left = false;
   for (let at = root; at !== 0; at = left ? table.links.left(at) : table.links.right(at)) {
     parent = at;
-    left = end <= table.at(at).iova;
+    left = dma.iova <= table.at(at).iova;
   }
   table.records[slot] = { ...dma, slot, id: table.next_id++, pfn_list: newPfnList(slot) };
   table.links.linkNode(slot, parent, left ? LEFT : RIGHT);

@@ -13,7 +13,7 @@ export interface Group {
   kind: 'mdev';
   fd_open: boolean;
   container: string | null;
-  /** One for the binding, one for each open device; the binding is dissolved when it reaches 0. */
+  /** One for the binding, one for each open device and each call that waits; the binding is dissolved when it reaches 0. */
   container_users: number;
   devices: string[];
   /** Group notifiers (KVM association). */
@@ -47,7 +47,7 @@ export function putGroup(host: Host, { group: id, kind }: Extract<Command, { op:
   return { ret: 0, created: true, fields: { id } };
 }
 
-function requireGroupFd(group: Group): void {
+export function requireGroupFd(group: Group): void {
   if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
 }
 
@@ -100,7 +100,9 @@ export function unsetContainer(host: Host, { group: id }: Extract<Command, { op:
   requireGroupFd(group);
   if (group.container_users === 0) throw new Errno('EINVAL', `group '${id}' is not bound to a container`);
   if (group.container_users !== 1)
-    throw new Errno('EBUSY', `group '${id}' has ${group.container_users - 1} open device fd; close them first`);
+    throw new Errno('EBUSY', `group '${id}' has ${group.container_users - 1} users: open device fds, and calls of its devices that wait`, {
+      hint: 'close its devices; a pin or registration that waits counts until it returns',
+    });
   group.container_users = 0;
   unbind(host, group);
   return { ret: 0, fields: {} };
@@ -125,7 +127,7 @@ function unbind(host: Host, group: Group): void {
 
 /**
  * Models vfio_group_add_container_user(): what every call through a device needs of its group. EINVAL: no container, or no
- * iommu. The user is taken and dropped within one call, so nothing is counted here.
+ * iommu. The user is taken and dropped within one call, so nothing is counted here unless the call waits: holdContainerUser.
  */
 export function vfioGroupAddContainerUser(host: Host, group: Group): { container: Container; iommu: Iommu } {
   if (group.container === null)
@@ -134,4 +136,14 @@ export function vfioGroupAddContainerUser(host: Host, group: Group): { container
   if (container.iommu === null)
     throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'SET_IOMMU first' });
   return { container, iommu: container.iommu };
+}
+
+/** A call of a device of the group begins to wait: it keeps its user until it returns, and with it the binding. */
+export function holdContainerUser(host: Host, id: string): void {
+  getGroup(host, id).container_users++;
+}
+
+/** A call that waited has returned. */
+export function dropContainerUser(host: Host, id: string): void {
+  vfioGroupTryDissolveContainer(host, getGroup(host, id));
 }

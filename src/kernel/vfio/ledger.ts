@@ -179,14 +179,24 @@ export function ledgerRuns(iommu: Iommu, device: string, start: number, npage: n
   return found.sort((a, b) => a.iova - b.iova);
 }
 
-/** A notifier of the device is called for [start, start + npage), whole leaves or parts of them. */
+/** Cuts the run that reaches across a page in two, so that one run begins there. */
+function cutAt(runs: LedgerRun[], iova: number): void {
+  const index = indexOf(runs, iova);
+  const run = runs[index];
+  if (run === undefined || run.iova >= iova) return;
+  const before = iova - run.iova;
+  runs.splice(index, 1, { ...run, npage: before }, { ...run, iova, npage: run.npage - before });
+}
+
+/** A notifier of the device is called for [start, start + npage): a run may reach beyond it, into the next mapping. */
 export function ledgerNotified(iommu: Iommu, device: string, start: number, npage: number): void {
   const ledger = iommu.ledger.get(device);
   if (ledger === undefined) return;
   for (const [leaf, runs] of ledger.leaves) {
     if (leaf < leafOf(start) || leaf > leafOf(start + npage - 1)) continue;
-    // A vfio_dma covers each of its runs whole unless two mappings share a leaf and a run: then both are marked.
-    for (const run of runs) if (run.iova < start + npage && run.iova + run.npage > start) run.notified = true;
+    cutAt(runs, start);
+    cutAt(runs, start + npage);
+    for (const run of runs) if (run.iova >= start && run.iova < start + npage) run.notified = true;
   }
 }
 

@@ -3,11 +3,11 @@
 import type { Command, Delivery, NotifierSpec } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat, trace } from '../host.ts';
-import { MAX_NOTIFIERS, MAX_PARKED_OPERATIONS } from '../limits.ts';
-import { block, type Operation, settle, startOperation } from '../operation.ts';
+import { MAX_NOTIFIERS } from '../limits.ts';
+import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done, Notification } from '../outcome.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
-import { type Group, vfioGroupAddContainerUser } from './group.ts';
+import { dropContainerUser, type Group, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import type { NotifierChain } from './iommu.ts';
 import { continueUnmapWalk } from './unmap.ts';
 
@@ -45,9 +45,10 @@ export interface PendingNotification {
 /** Locals of a registration that waits for the chain's lock. */
 export interface RegistrationLocals {
   container: string;
+  /** Group of the calling device: one of its users while the call waits. */
+  group: string;
   device: string;
   notifier: string;
-  priority: number;
 }
 
 type Register = Extract<Command, { op: 'register_notifier' }>;
@@ -62,17 +63,19 @@ function getNotifier(host: Host, id: string): NotifierBlock {
 /**
  * vfio_register_notifier(). Fields: id, events_left (the caller's events word after the call, in refusals too).
  * EIO container dead; EINVAL events 0; ENODEV device without group; EINVAL type; EINVAL group without container or iommu;
- * EINVAL event bits left over; EDEADLK from inside a callback of the same chain.
+ * EINVAL event bits left over; EDEADLK from inside a callback of the same chain; EBUSY it must wait and MAX_PARKED_OPERATIONS
+ * do; ENOSPC MAX_NOTIFIERS.
  */
 export function registerNotifier(host: Host, { device: id, notifier: spec }: Register): Done {
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   const word = { events: spec.events };
   try {
-    const chain = chainToRegister(host, device, group, spec, word);
+    const { chain, bound } = chainToRegister(host, device, group, spec, word);
+    requireMayWait(host, chain, 'register_notifier');
     const block = adoptBlock(host, device, spec);
     const done = { ret: 0, created: true, fields: { id: block.id, events_left: word.events } };
-    return underChainLock(host, chain, 'register_notifier', block, spec.priority, group, () => done);
+    return underChainLock(host, chain, 'register_notifier', block, bound, () => done);
   } catch (error) {
     if (error instanceof Errno) error.extra.left = { events_left: word.events };
     throw error;
@@ -82,7 +85,7 @@ export function registerNotifier(host: Host, { device: id, notifier: spec }: Reg
 const clearBit0 = (events: number): number => (events % 2 === 0 ? events : events - 1);
 
 /** The checks of vfio_register_notifier() down to the chain; clears the known bit of the caller's events word on the way. */
-function chainToRegister(host: Host, device: Device, group: Group | null, spec: NotifierSpec, word: { events: number }): NotifierChain {
+function chainToRegister(host: Host, device: Device, group: Group | null, spec: NotifierSpec, word: { events: number }): { chain: NotifierChain; bound: Group } {
   if (spec.events === 0) throw new Errno('EINVAL', 'events is 0');
   if (group === null) throw new Errno('ENODEV', `device '${device.id}' belongs to no vfio group`);
   const leftOver = (): void => {
@@ -92,12 +95,12 @@ function chainToRegister(host: Host, device: Device, group: Group | null, spec: 
   if (spec.type === IOMMU_NOTIFY) {
     const { iommu } = vfioGroupAddContainerUser(host, group);
     leftOver();
-    return iommu.notifier;
+    return { chain: iommu.notifier, bound: group };
   }
   if (spec.type === GROUP_NOTIFY) {
     leftOver();
     vfioGroupAddContainerUser(host, group);
-    return group.notifier;
+    return { chain: group.notifier, bound: group };
   }
   throw new Errno('EINVAL', `type ${spec.type} is neither IOMMU (0) nor GROUP (1)`);
 }
@@ -124,7 +127,8 @@ export function isRegistered(host: Host, id: string): boolean {
 
 /**
  * vfio_unregister_notifier(). Waits until a running callback of the chain has returned.
- * EIO; ENODEV; EINVAL type; EINVAL group without container or iommu; EDEADLK from inside a callback; ENOENT not on the chain.
+ * EIO; ENODEV; EINVAL type; EINVAL group without container or iommu; EDEADLK from inside a callback; EBUSY as for a
+ * registration; ENOENT not on the chain.
  */
 export function unregisterNotifier(host: Host, { device: id, notifier, type }: Unregister): Done {
   const device = getDevice(host, id);
@@ -136,12 +140,14 @@ export function unregisterNotifier(host: Host, { device: id, notifier, type }: U
     throw new Errno('EINVAL', `type ${kind} is neither IOMMU (0) nor GROUP (1)`);
   const { iommu } = vfioGroupAddContainerUser(host, group);
   const chain = kind === IOMMU_NOTIFY ? iommu.notifier : group.notifier;
-  return underChainLock(host, chain, 'unregister_notifier', block, 0, group, () => ({ ret: 0, fields: { id: notifier } }));
+  requireMayWait(host, chain, 'unregister_notifier');
+  return underChainLock(host, chain, 'unregister_notifier', block, group, () => ({ ret: 0, fields: { id: notifier } }));
 }
 
-/** Models notifier_chain_register(): by descending priority, equal ones in order of registration. */
-function chainRegister(host: Host, chain: NotifierChain, id: string, priority: number): void {
+/** Models notifier_chain_register(): by descending priority of the blocks, equal ones in order of registration. */
+function chainRegister(host: Host, chain: NotifierChain, id: string): void {
   const { notifiers } = host.vfio;
+  const priority = notifiers.get(id)?.priority ?? 0;
   let at = 0;
   for (; at < chain.blocks.length; at++) {
     const other = chain.blocks[at] as string;
@@ -188,30 +194,37 @@ export function refuseDeadlock(host: Host, chain: NotifierChain, wants: string):
   });
 }
 
+const isFree = (chain: NotifierChain): boolean => chain.readers.length === 0 && chain.waiters.length === 0;
+
+/** EDEADLK: the call would wait for itself. EBUSY: it would wait, and MAX_PARKED_OPERATIONS do. */
+function requireMayWait(host: Host, chain: NotifierChain, wants: string): void {
+  if (isFree(chain)) return;
+  refuseDeadlock(host, chain, wants);
+  requireRoomForOperation(host);
+}
+
 /** Takes the chain's lock for writing, changes the chain, and is done; or waits as an operation until the walkers are gone. */
 function underChainLock(
   host: Host,
   chain: NotifierChain,
   kind: 'register_notifier' | 'unregister_notifier',
   notifier: NotifierBlock,
-  priority: number,
-  group: Group | null,
+  group: Group,
   done: () => Done,
 ): Done {
-  if (chain.readers.length === 0 && chain.waiters.length === 0) {
-    changeChain(host, chain, kind, notifier.id, priority);
+  if (isFree(chain)) {
+    changeChain(host, chain, kind, notifier.id);
     return done();
   }
-  refuseDeadlock(host, chain, kind);
-  const container = group?.container as string;
-  const locals = { container, device: notifier.device, notifier: notifier.id, priority };
+  const locals = { container: group.container as string, group: group.id, device: notifier.device, notifier: notifier.id };
   const operation = startOperation(host, { kind, locals });
+  holdContainerUser(host, group.id);
   waitForChain(host, chain, operation);
   return { ...done(), parked: operation.id };
 }
 
-function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string, priority: number): void {
-  if (kind === 'register_notifier') chainRegister(host, chain, id, priority);
+function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string): void {
+  if (kind === 'register_notifier') chainRegister(host, chain, id);
   else chainUnregister(chain, id);
 }
 
@@ -257,10 +270,11 @@ function grantChain(host: Host, chain: NotifierChain): void {
       traceGranted(host, operation);
       const { kind, locals } = operation;
       settle(host, operation, (): Done => {
-        changeChain(host, chain, kind, locals.notifier, locals.priority);
+        changeChain(host, chain, kind, locals.notifier);
         if (kind === 'unregister_notifier') return { ret: 0, fields: { id: locals.notifier } };
         return { ret: 0, created: true, fields: { id: locals.notifier, events_left: 0 } };
       });
+      dropContainerUser(host, locals.group);
     } else return;
   }
 }
@@ -293,12 +307,4 @@ export function notificationTimeout(host: Host, { notification }: Extract<Comman
   if (operation !== undefined)
     continueUnmapWalk(host, operation, { notification, ret: NOTIFY_DONE, reason: 'timeout', detail: null });
   return { ret: 0, fields: {} };
-}
-
-/** EBUSY: too many operations wait in the host already. */
-export function requireRoomForOperation(host: Host): void {
-  let parked = 0;
-  for (const { state } of host.operations.values()) if (state !== 'done') parked++;
-  if (parked >= MAX_PARKED_OPERATIONS)
-    throw new Errno('EBUSY', `${parked} operations wait in this host, the most it holds (${MAX_PARKED_OPERATIONS})`);
 }

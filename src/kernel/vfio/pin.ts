@@ -11,12 +11,12 @@ import { isInvalidOrReserved, isZeroPage } from '../mm/page.ts';
 import { getTask, mmOf, taskRlimitPages } from '../mm/task.ts';
 import type { MmStruct } from '../mm/mm.ts';
 import { VM_PFNMAP, vmaAt } from '../mm/vma.ts';
-import { block, type Operation, settle, startOperation } from '../operation.ts';
+import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import type { Container } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { type VfioDma, vfioFindDmaOfPage } from './dma.ts';
-import { vfioGroupAddContainerUser } from './group.ts';
+import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import type { Iommu } from './iommu.ts';
 import { ledgerPin } from './ledger.ts';
 import { vfioFindVpfn, vfioLinkPfn } from './pfn-list.ts';
@@ -27,6 +27,8 @@ export type PinPages = Extract<Command, { op: 'pin_pages' }>;
 /** Locals of a pin that sleeps until a vaddr is valid again. */
 export interface PinLocals {
   container: string;
+  /** Group of the device: one of its users while the pin sleeps. */
+  group: string;
   command: PinPages;
 }
 
@@ -93,7 +95,8 @@ export function vfioIommuType1PinPages(
       hint: 'register a DMA_UNMAP notifier before the first pin; any one of the container suffices',
     });
   const phys_pfn = new Array<number>(npage);
-  const source = { seq: host.seq, request_id: host.call.request_id };
+  const { seq, request_id } = waiting ?? { seq: host.seq, request_id: host.call.request_id };
+  const source = { seq, request_id };
   for (let i = 0; i < npage; i++) {
     const iova = user_pfn[i] as PageNumber;
     try {
@@ -180,19 +183,29 @@ function vaddrGetPfn(host: Host, mm: MmStruct, vaddr: PageNumber, write: boolean
 function findInvalidVaddr(host: Host, iommu: Iommu, { user_pfn, npage }: PinPages): VfioDma | null {
   for (let i = 0; i < npage; i++) {
     const dma = vfioFindDmaOfPage(host.vfio.dmas, iommu.dma_list, user_pfn[i] as number);
-    if (dma === null) throw new Errno('EINVAL', `iova ${hex(addressOf(user_pfn[i] as number))} is not mapped`);
+    if (dma === null) throw new Errno('EINVAL', `iova ${hex(addressOf(user_pfn[i] as number))} is not mapped`, { at_index: i });
     if (dma.vaddr_invalid) return dma;
   }
   return null;
 }
 
-/** Models vfio_wait(): the lock is dropped and the pin sleeps until a vaddr changes. EFAULT: the container fd is closed. */
+/**
+ * Models vfio_wait(): the lock is dropped and the pin sleeps until a vaddr changes. EFAULT: the container fd is closed.
+ * EBUSY: MAX_PARKED_OPERATIONS.
+ */
 function waitForVaddr(host: Host, container: Container, iommu: Iommu, command: PinPages, waiting: Operation | null): Done {
   if (!iommu.container_open) throw new Errno('EFAULT', `container '${container.id}' was closed while a vaddr is invalid`);
-  const operation = waiting ?? startOperation(host, { kind: 'pin_pages', locals: { container: container.id, command } });
+  const operation = waiting ?? startWaiting(host, container, command);
   block(host, operation, 'wait_vaddr', `vaddr:${container.id}`);
   iommu.vaddr_wait.push(operation.id);
   return { ret: 0, fields: {}, parked: operation.id };
+}
+
+function startWaiting(host: Host, container: Container, command: PinPages): Operation {
+  requireRoomForOperation(host);
+  const group = getDevice(host, command.device).group as string;
+  holdContainerUser(host, group);
+  return startOperation(host, { kind: 'pin_pages', locals: { container: container.id, group, command } });
 }
 
 /** wake_up_all(&iommu->vaddr_wait): every sleeping pin looks again, oldest first. */
@@ -202,7 +215,7 @@ export function wakeVaddrWaiters(host: Host, iommu: Iommu): void {
   for (const id of woken) {
     const operation = host.operations.get(id);
     if (operation === undefined || operation.state === 'done' || operation.kind !== 'pin_pages') continue;
-    const { container, command } = operation.locals;
+    const { container, group, command } = operation.locals;
     settle(host, operation, () => {
       try {
         return continuePin(host, container, iommu, command, operation);
@@ -210,8 +223,11 @@ export function wakeVaddrWaiters(host: Host, iommu: Iommu): void {
         throw withZeroedOutput(error, command);
       }
     });
+    if (isDone(operation)) dropContainerUser(host, group);
   }
 }
+
+const isDone = ({ state }: Operation): boolean => state === 'done';
 
 function continuePin(host: Host, container: string, iommu: Iommu, command: PinPages, operation: Operation): Done {
   const owner = host.vfio.containers.get(container);

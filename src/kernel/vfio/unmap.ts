@@ -6,7 +6,7 @@ import { type Host, printk, trace } from '../host.ts';
 import { addressOf, hex, isPageAligned, npageOf, PAGES_IN_U64, pageNumberOf, printRange, sizeOf, U64_MAX, wrappedEnd } from '../lib/u64.ts';
 import { DIRTY_BITMAP_SIZE_MAX, UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
-import { block, type Operation, settle, startOperation } from '../operation.ts';
+import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
 import { killContainer } from './bug.ts';
 import { runBuiltin, finishSlowBuiltin } from './builtin.ts';
@@ -14,7 +14,7 @@ import { type Container, getContainer, requireAlive, requireIommu } from './cont
 import { mappingsOf, type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
 import { ledgerNotified } from './ledger.ts';
-import { enterChain, leaveChain, type NotifierBlock, NOTIFY_STOP_MASK, refuseDeadlock, requireRoomForOperation } from './notifier.ts';
+import { enterChain, leaveChain, type NotifierBlock, NOTIFY_STOP_MASK, refuseDeadlock } from './notifier.ts';
 import { wakeVaddrWaiters } from './pin.ts';
 
 type UnmapDma = Extract<Command, { op: 'unmap_dma' }>;
@@ -43,7 +43,7 @@ export interface UnmapLocals {
   flags: number;
   /** The caller's mm; null: a foreign one, which owns no mapping. */
   caller_mm: string | null;
-  /** Pages removed so far: the running total that restarts keep. */
+  /** Pages removed so far, modulo 2^52 as their bytes are modulo 2^64: the running total that restarts keep. */
   unmapped: number;
   /** Mapping that was notified last, and how often in a row beyond the first. */
   dma_last: number;
@@ -90,7 +90,7 @@ export function unmapDma(host: Host, command: UnmapDma): Done {
   };
   const caller = task?.id ?? lowestOverlapping(host, iommu, locals)?.task ?? null;
   locals.caller_mm = caller === null ? null : (mmOf(host, caller)?.id ?? null);
-  refuseNestedWalk(host, iommu, locals);
+  requireMayWalk(host, iommu, locals);
   return vfioDmaDoUnmap(host, container, iommu, locals, null);
 }
 
@@ -135,14 +135,24 @@ function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioD
   return slot === 0 ? null : host.vfio.dmas.at(slot);
 }
 
-/** A nested unmap that would have to walk the chain while a writer waits for it deadlocks: EDEADLK, unexecuted. */
-function refuseNestedWalk(host: Host, iommu: Iommu, locals: UnmapLocals): void {
-  if (host.call.notification === null || iommu.notifier.waiters.length === 0) return;
-  if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return;
+/**
+ * Refuses, unexecuted, an unmap that would have to walk the chain and can't. EDEADLK: it is nested in a walk of the chain,
+ * for which a writer waits. EBUSY: MAX_PARKED_OPERATIONS.
+ */
+function requireMayWalk(host: Host, iommu: Iommu, locals: UnmapLocals): void {
+  if (iommu.notifier.blocks.length === 0 || !meetsPinned(host, iommu, locals)) return;
+  if (iommu.notifier.waiters.length > 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  requireRoomForOperation(host);
+}
+
+/** Whether the first pass of the loop comes to a mapping with records. */
+function meetsPinned(host: Host, iommu: Iommu, locals: UnmapLocals): boolean {
+  if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return false;
   const { dmas } = host.vfio;
   let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(locals));
   for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
-    if (dmas.at(slot).pfn_list.root !== 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+    if (dmas.at(slot).pfn_list.root !== 0) return true;
+  return false;
 }
 
 /** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
@@ -159,8 +169,12 @@ function isLoopEnd(host: Host, iommu: Iommu, locals: UnmapLocals, dma: VfioDma):
 function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, started: Operation | null): Done {
   let operation = started;
   for (;;) {
+    const invalid = iommu.vaddr_invalid_count;
     const pinned = removeUnpinned(host, container, iommu, locals);
-    wakeVaddrWaiters(host, iommu);
+    if (iommu.vaddr_invalid_count < invalid) {
+      wakeVaddrWaiters(host, iommu);
+      requireSameIommu(host, container, iommu);
+    }
     if (pinned === null) return { ret: 0, fields: resultOf(locals) };
     if (pinned.id === locals.dma_last) {
       locals.retries++;
@@ -171,21 +185,25 @@ function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: 
     }
     locals.restarted = true;
     if (iommu.notifier.blocks.length === 0) continue;
-    if (operation === null) {
-      requireRoomForOperation(host);
-      operation = startOperation(host, { kind: 'unmap_dma', locals });
-    }
+    operation ??= startOperation(host, { kind: 'unmap_dma', locals });
     locals.walk = { blocks: [...iommu.notifier.blocks], at: 0, iova: pinned.iova, npage: pinned.npage, notification: null };
     if (!enterChain(host, iommu.notifier, operation) || !walkChain(host, operation, locals, locals.walk))
       return { ret: 0, fields: {}, parked: operation.id };
     locals.walk = null;
     leaveChain(host, iommu.notifier, operation);
-    requireAlive(container);
+    requireSameIommu(host, container, iommu);
   }
 }
 
+/** EIO: the container died, or a call that this unmap let go on took the iommu object with it when it returned. */
+function requireSameIommu(host: Host, container: Container, iommu: Iommu): void {
+  if (container.dead === null && container.iommu !== iommu)
+    killContainer(host, container, 'vfio_dma_do_unmap', 'use-after-free: iommu freed under an unmap', ['vfio_iommu_type1_unmap_dma']);
+  requireAlive(container);
+}
+
 function resultOf(locals: UnmapLocals): Fields {
-  const fields: Fields = { size: BigInt.asUintN(64, sizeOf(locals.unmapped)), notifications: locals.notifications };
+  const fields: Fields = { size: sizeOf(locals.unmapped), notifications: locals.notifications };
   if (locals.unmapped === 0) fields.warnings = ['NOTHING_UNMAPPED'];
   return fields;
 }
@@ -218,7 +236,7 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
     }
     if (dma.pfn_list.root !== 0) return dma;
     slot = dmas.links.next(slot);
-    locals.unmapped += dma.npage;
+    locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
     vfioRemoveDma(host, container, iommu, dma, ['vfio_dma_do_unmap']);
   }
   return null;
@@ -246,7 +264,7 @@ function invalidateVaddr(iommu: Iommu, locals: UnmapLocals, dma: VfioDma, invali
   dma.vaddr_invalid = true;
   iommu.vaddr_invalid_count++;
   invalidated.push(dma);
-  locals.unmapped += dma.npage;
+  locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
 }
 
 /** BUG_ON(++retries > 10), with iommu->lock held. */
@@ -316,7 +334,7 @@ export function continueUnmapWalk(host: Host, operation: Operation, answer: Hand
     if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
     locals.walk = null;
     leaveChain(host, iommu.notifier, operation);
-    requireAlive(container);
+    requireSameIommu(host, container, iommu);
     return vfioDmaDoUnmap(host, container, iommu, locals, operation);
   });
 }
