@@ -19,10 +19,11 @@ export async function submit(request: FastifyRequest, reply: FastifyReply, comma
   request.logged = { host, op: command.op, seq, ret: outcome.ret, errno: outcome.refusal?.errno };
   if (answer.replayed) reply.header('idempotent-replayed', 'true');
   if (answer.operation !== null) return accepted(request, reply, host, answer.operation, seq);
-  if (outcome.refusal !== undefined) {
-    const profile = await profileOf(request, host);
-    return sendProblem(reply, refused(outcome.refusal, command.op, answer.request_id, { profile, seq }));
-  }
+  if (outcome.refusal !== undefined)
+    return sendProblem(
+      reply,
+      refused(outcome.refusal, command.op, answer.request_id, { profile: answer.profile, seq }),
+    );
   reply.code(outcome.created === true ? 201 : 200);
   return done(outcome, seq);
 }
@@ -47,15 +48,6 @@ async function accepted(
   }));
   return { ret: 0, ...shown, seq };
 }
-
-/** The host's profile; left out where the host has gone since it answered. */
-const profileOf = (request: FastifyRequest, host: string): Promise<string | undefined> =>
-  request.server.service
-    .read(host, (state) => state.profile.name)
-    .then(
-      ({ value }) => value,
-      () => undefined,
-    );
 
 /** A refusal of the emulated kernel as a problem. What the kernel fills in although it refuses stands beside it. */
 export function refused(refusal: Refusal, op: string, instance: string, about: Record<string, unknown>): ProblemBody {

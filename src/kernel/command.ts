@@ -61,7 +61,13 @@ export const UNMAP_VADDR = 4;
 export type Command =
   | { op: 'patch_host'; dma_entry_limit?: number; notifier_timeout_ms?: number; ttl_s?: number | null }
   // tasks and memory
-  | { op: 'put_task'; task: string; rlimit_memlock: bigint | 'unlimited'; cap_ipc_lock: boolean; thread_of: string | null }
+  | {
+      op: 'put_task';
+      task: string;
+      rlimit_memlock: bigint | 'unlimited';
+      cap_ipc_lock: boolean;
+      thread_of: string | null;
+    }
   | { op: 'patch_task'; task: string; rlimit_memlock?: bigint | 'unlimited'; cap_ipc_lock?: boolean }
   | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
   | { op: 'munmap'; task: string; addr: bigint; length: bigint }
@@ -83,7 +89,16 @@ export type Command =
   | { op: 'open_device'; device: string }
   | { op: 'close_device'; device: string }
   // DMA mappings
-  | { op: 'map_dma'; container: string; task: string; iova: bigint; vaddr: bigint; size: bigint; flags: number; argsz: number }
+  | {
+      op: 'map_dma';
+      container: string;
+      task: string;
+      iova: bigint;
+      vaddr: bigint;
+      size: bigint;
+      flags: number;
+      argsz: number;
+    }
   | {
       op: 'unmap_dma';
       container: string;
@@ -101,7 +116,14 @@ export type Command =
   // notifiers
   | { op: 'register_notifier'; device: string; notifier: NotifierSpec }
   | { op: 'unregister_notifier'; device: string; notifier: string; type: number | null }
-  | { op: 'ack_notification'; device: string; notification: string; ret: number; reason: 'ack' | 'webhook_failed' | 'slow_builtin'; detail: string | null }
+  | {
+      op: 'ack_notification';
+      device: string;
+      notification: string;
+      ret: number;
+      reason: 'ack' | 'webhook_failed' | 'slow_builtin';
+      detail: string | null;
+    }
   | { op: 'notification_timeout'; notification: string };
 
 export type Op = Command['op'];

@@ -2,9 +2,9 @@
 
 import type { Call, Command, HostOptions } from './command.ts';
 import { Host, trace } from './host.ts';
-import { adjustLockedVm, exitTask, patchTask, putTask } from './mm/task.ts';
 import { mmap, mprotect, munmap } from './mm/mmap.ts';
 import { putPage } from './mm/page.ts';
+import { adjustLockedVm, exitTask, patchTask, putTask } from './mm/task.ts';
 import { finishOperation } from './operation.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
 import { patchHost } from './patch-host.ts';
@@ -20,35 +20,64 @@ import { unpinPages } from './vfio/unpin.ts';
 
 function dispatch(host: Host, command: Command): Done {
   switch (command.op) {
-    case 'patch_host': return patchHost(host, command);
-    case 'put_task': return putTask(host, command);
-    case 'patch_task': return patchTask(host, command);
-    case 'mmap': return mmap(host, command);
-    case 'munmap': return munmap(host, command);
-    case 'mprotect': return mprotect(host, command);
-    case 'exit': return exitTask(host, command);
-    case 'adjust_locked_vm': return adjustLockedVm(host, command);
-    case 'put_page': return putPage(host, command);
-    case 'put_container': return putContainer(host, command);
-    case 'close_container': return closeContainer(host, command);
-    case 'put_group': return putGroup(host, command);
-    case 'open_group': return openGroup(host, command);
-    case 'close_group': return closeGroup(host, command);
-    case 'set_container': return setContainer(host, command);
-    case 'unset_container': return unsetContainer(host, command);
-    case 'set_iommu': return setIommu(host, command);
-    case 'put_device': return putDevice(host, command);
-    case 'put_device_in_container': return putDeviceInContainer(host, command);
-    case 'open_device': return openDevice(host, command);
-    case 'close_device': return closeDevice(host, command);
-    case 'map_dma': return mapDma(host, command);
-    case 'unmap_dma': return unmapDma(host, command);
-    case 'pin_pages': return pinPages(host, command);
-    case 'unpin_pages': return unpinPages(host, command);
-    case 'register_notifier': return registerNotifier(host, command);
-    case 'unregister_notifier': return unregisterNotifier(host, command);
-    case 'ack_notification': return ackNotification(host, command);
-    case 'notification_timeout': return notificationTimeout(host, command);
+    case 'patch_host':
+      return patchHost(host, command);
+    case 'put_task':
+      return putTask(host, command);
+    case 'patch_task':
+      return patchTask(host, command);
+    case 'mmap':
+      return mmap(host, command);
+    case 'munmap':
+      return munmap(host, command);
+    case 'mprotect':
+      return mprotect(host, command);
+    case 'exit':
+      return exitTask(host, command);
+    case 'adjust_locked_vm':
+      return adjustLockedVm(host, command);
+    case 'put_page':
+      return putPage(host, command);
+    case 'put_container':
+      return putContainer(host, command);
+    case 'close_container':
+      return closeContainer(host, command);
+    case 'put_group':
+      return putGroup(host, command);
+    case 'open_group':
+      return openGroup(host, command);
+    case 'close_group':
+      return closeGroup(host, command);
+    case 'set_container':
+      return setContainer(host, command);
+    case 'unset_container':
+      return unsetContainer(host, command);
+    case 'set_iommu':
+      return setIommu(host, command);
+    case 'put_device':
+      return putDevice(host, command);
+    case 'put_device_in_container':
+      return putDeviceInContainer(host, command);
+    case 'open_device':
+      return openDevice(host, command);
+    case 'close_device':
+      return closeDevice(host, command);
+    case 'map_dma':
+      return mapDma(host, command);
+    case 'unmap_dma':
+      return unmapDma(host, command);
+    case 'pin_pages':
+      return pinPages(host, command);
+    case 'unpin_pages':
+      return unpinPages(host, command);
+    case 'register_notifier':
+      return registerNotifier(host, command);
+    case 'unregister_notifier':
+      return unregisterNotifier(host, command);
+    case 'ack_notification':
+      return ackNotification(host, command);
+    case 'notification_timeout':
+      return notificationTimeout(host, command);
   }
 }
 

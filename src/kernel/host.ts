@@ -1,6 +1,6 @@
 // One emulated Linux machine: all of its state, as data. Nothing outside this object influences what a command does.
 
-import { type Call, type HostOptions } from './command.ts';
+import type { Call, HostOptions } from './command.ts';
 import { Log } from './lib/log.ts';
 import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
 import { Mm } from './mm/mm.ts';

@@ -1,7 +1,7 @@
 // The one kind of thing that waits: an operation is plain data in the host, so a restart in its middle resumes it.
 
-import { type Host, trace } from './host.ts';
 import { Errno, NoSuchObject } from './errno.ts';
+import { type Host, trace } from './host.ts';
 import { KEPT_OPERATIONS, MAX_PARKED_OPERATIONS } from './limits.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
 import type { RegistrationLocals } from './vfio/notifier.ts';

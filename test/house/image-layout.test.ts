@@ -111,7 +111,14 @@ function copyProductionPackages(destination: string): void {
   };
   mkdirSync(destination, { recursive: true });
   for (const [path, { dev, optional, devOptional }] of Object.entries(lock.packages)) {
-    if (dev || optional || devOptional || !/^node_modules\/(@[^/]+\/)?[^/]+$/.test(path) || !existsSync(join(ROOT, path))) continue;
+    if (
+      dev ||
+      optional ||
+      devOptional ||
+      !/^node_modules\/(@[^/]+\/)?[^/]+$/.test(path) ||
+      !existsSync(join(ROOT, path))
+    )
+      continue;
     const target = join(destination, path.slice('node_modules/'.length));
     mkdirSync(dirname(target), { recursive: true });
     const linked = spawnSync('cp', ['-al', join(ROOT, path), target]);

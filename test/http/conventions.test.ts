@@ -166,6 +166,7 @@ t.test('lists: pages follow each other by key, also while the list changes', asy
     'groups',
     'devices',
     'operations',
+    'pages',
     'tasks/qemu/maps',
     'devices/mdev0/notifiers',
     'containers/vfio0/mappings',

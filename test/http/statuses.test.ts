@@ -2,7 +2,7 @@
 
 import t from 'tap';
 import { BODY_LIMIT } from '../../src/http/limits.ts';
-import { MAX_DECLARED_PAGES, MAX_GROUPS } from '../../src/kernel/limits.ts';
+import { MAX_DECLARED_PAGES, MAX_GROUPS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
 import { Client, exampleBody, type Reply, startApp } from './client.ts';
 import type { Operation } from './validate-response.ts';
 
@@ -232,6 +232,7 @@ t.test('2xx: every success, with the values of its example', async (t) => {
     ['list_maps', 200],
     ['list_pages', 200],
     ['get_page', 200],
+    ['list_host_pages', 200],
     ['exit', 200],
     ['list_operations', 200],
     ['dmesg', 200],
@@ -470,6 +471,16 @@ t.test('422: the bounds of an emulated machine', async (t) => {
     mm.pages.declared = MAX_DECLARED_PAGES;
   });
   t.match(await client.example('put_page', { host: crowded.host }), { status: 422, body: { errno: 'ENOSPC' } });
+});
+
+t.test('409 of a pin that would have to wait where MAX_PARKED_OPERATIONS wait', async (t) => {
+  const { at } = await machine();
+  const invalid: [string, string, unknown] = ['POST', '/containers/vfio0/unmap_dma', { ...UNMAP, flags: ['VADDR'] }];
+  await prepare(at, mapped, listening(POLL), invalid);
+  const pin = (): Promise<Reply> =>
+    client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN, { headers: { prefer: 'respond-async' } });
+  for (let waiting = 0; waiting < MAX_PARKED_OPERATIONS; waiting++) t.equal((await pin()).status, 202);
+  t.match(await pin(), { status: 409, body: { errno: 'EBUSY', phys_pfn: [0, 0] } });
 });
 
 t.test('409 of hosts: the same id with other options', async (t) => {

@@ -5,8 +5,8 @@ import { createHost, execute } from '../../src/kernel/execute.ts';
 import type { DmesgEntry, Host } from '../../src/kernel/host.ts';
 import { violations } from '../../src/kernel/invariants.ts';
 import type { Fields, Notification, Outcome } from '../../src/kernel/outcome.ts';
-import { listMappings, listPfns } from '../../src/kernel/view/vfio.ts';
 import { viewPage, viewTask } from '../../src/kernel/view/tasks.ts';
+import { listMappings, listPfns } from '../../src/kernel/view/vfio.ts';
 
 export const R = 1;
 export const W = 2;
@@ -29,7 +29,16 @@ export class Machine {
   constructor(options: { dma_entry_limit?: number; total_pages?: number } = {}) {
     this.host = createHost(
       'test',
-      { profile: '5.15', template: 'empty', dma_entry_limit: 65535, notifier_timeout_ms: 10_000, total_pages: 1 << 20, fixes: [], ttl_s: null, ...options },
+      {
+        profile: '5.15',
+        template: 'empty',
+        dma_entry_limit: 65535,
+        notifier_timeout_ms: 10_000,
+        total_pages: 1 << 20,
+        fixes: [],
+        ttl_s: null,
+        ...options,
+      },
       0,
     );
   }
@@ -132,7 +141,10 @@ export class Machine {
   }
 
   mappings(container = 'C'): [bigint, bigint][] {
-    return listMappings(this.host, container, null, 1000).items.map(({ iova, size }) => [iova as bigint, size as bigint]);
+    return listMappings(this.host, container, null, 1000).items.map(({ iova, size }) => [
+      iova as bigint,
+      size as bigint,
+    ]);
   }
 
   /** [iova, pfn, ref_count] of the records of the mapping that starts at iova. */
@@ -160,7 +172,9 @@ export const unpinAll =
 
 /** Setup S. */
 export function setup(options: { v1?: boolean; dma_entry_limit?: number; limit?: number } = {}): Machine {
-  const machine = new Machine(options.dma_entry_limit === undefined ? {} : { dma_entry_limit: options.dma_entry_limit });
+  const machine = new Machine(
+    options.dma_entry_limit === undefined ? {} : { dma_entry_limit: options.dma_entry_limit },
+  );
   machine.task('T', options.limit ?? 64);
   machine.pages('T', V, [[H, 1024]]);
   machine.run({ op: 'put_container', container: 'C' });

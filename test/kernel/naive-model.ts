@@ -240,6 +240,9 @@ export class NaiveModel extends NaiveOperations {
       }
       if (iommu.chain.blocks.length === 0) continue;
       yield* this.walk(op, iommu.chain, stuck, retries + 1);
+      // What the walk held up may have been the last user of the last group.
+      const container = this.containers.get(op.container);
+      if (!container?.dead && container?.iommu !== iommu) this.kill(op.container);
       if (this.containers.get(op.container)?.dead) return done();
     }
     const warnings = size === 0n ? { warnings: ['NOTHING_UNMAPPED'] } : {};
@@ -269,10 +272,13 @@ export class NaiveModel extends NaiveOperations {
     const { name, iommu } = this.user(group);
     if (spec.type === 0) clear();
     const chain = spec.type === 0 ? iommu.chain : group.chain;
-    if (!this.isOnAnyChain(id)) this.blocks.set(id, { device, type: spec.type, priority: spec.priority });
+    if (!this.isOnAnyChain(id) && !this.isInsideWalkOf(chain, inside))
+      this.blocks.set(id, { device, type: spec.type, priority: spec.priority });
     const reply = done({ id, events_left: events });
     try {
-      return this.write('register_notifier', name, chain, inside, reply, () => this.insert(chain, id, spec.priority));
+      return this.write('register_notifier', name, this.device(device).group as string, chain, inside, reply, () =>
+        this.insert(chain, id, spec.priority),
+      );
     } catch (error) {
       if (error instanceof Refused) Object.assign(error.left, { events_left: events });
       throw error;
@@ -309,10 +315,18 @@ export class NaiveModel extends NaiveOperations {
     if (kind !== 0 && kind !== 1) throw new Refused('EINVAL');
     const { name, iommu } = this.user(group);
     const chain = kind === 0 ? iommu.chain : group.chain;
-    return this.write('unregister_notifier', name, chain, inside, done({ id }), () => {
-      if (!chain.blocks.includes(id)) throw new Refused('ENOENT');
-      chain.blocks = chain.blocks.filter((other) => other !== id);
-    });
+    return this.write(
+      'unregister_notifier',
+      name,
+      this.device(device).group as string,
+      chain,
+      inside,
+      done({ id }),
+      () => {
+        if (!chain.blocks.includes(id)) throw new Refused('ENOENT');
+        chain.blocks = chain.blocks.filter((other) => other !== id);
+      },
+    );
   }
 
   // Pins

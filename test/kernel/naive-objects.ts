@@ -62,20 +62,16 @@ export abstract class NaiveObjects {
   }
 
   protected putContainer({ container }: Of<'put_container'>): NaiveOutcome {
-    if (this.containers.has(container)) this.fd(container);
+    const existing = this.containers.get(container);
+    const gone = existing !== undefined && !existing.open && existing.groups.length === 0 && !existing.dead;
+    if (existing !== undefined && !gone) this.fd(container);
     else this.containers.set(container, { open: true, groups: [], iommu: null, dead: false });
     return done();
   }
 
   protected closeContainer({ container }: Of<'close_container'>): NaiveOutcome {
     this.fd(container).open = false;
-    this.freeContainer(container);
     return done();
-  }
-
-  protected freeContainer(id: string): void {
-    const container = this.container(id);
-    if (!container.open && container.groups.length === 0) this.containers.delete(id);
   }
 
   protected openGroup({ group: id }: Of<'open_group'>): NaiveOutcome {
@@ -134,7 +130,6 @@ export abstract class NaiveObjects {
       container.iommu = null;
       if (chain.readers.length + chain.queue.length > 0) this.kill(name);
     }
-    this.freeContainer(name);
   }
 
   protected setIommu({ container: id, type }: Of<'set_iommu'>): NaiveOutcome {

@@ -91,6 +91,7 @@ export abstract class NaiveOperations extends NaiveObjects {
     for (const op of this.asleep.filter((other) => other.container === id)) {
       const left = op.kind === 'unmap_dma' ? { notifications: op.notified } : {};
       this.finish(op, refusedOutcome(new Refused('EIO', left)));
+      if (op.holds !== null) this.group(op.holds).users--;
     }
   }
 
@@ -108,6 +109,7 @@ export abstract class NaiveOperations extends NaiveObjects {
       container,
       inside: inPending,
       waits: null,
+      holds: null,
       run: undefined as unknown as Sleeping,
       done: null,
       notified: 0,
@@ -134,7 +136,12 @@ export abstract class NaiveOperations extends NaiveObjects {
     } catch (error) {
       outcome = refusedOutcome(error);
     }
-    if (op.done === null) this.finish(op, outcome);
+    if (op.done !== null) return;
+    this.finish(op, outcome);
+    if (op.holds === null) return;
+    const group = this.group(op.holds);
+    group.users--;
+    if (group.users === 0) this.leave(op.holds, group);
   }
 
   protected finish(op: NaiveOp, outcome: NaiveOutcome): void {
@@ -152,6 +159,8 @@ export abstract class NaiveOperations extends NaiveObjects {
       if (device === null) return done();
       if (n < 1 || n >= this.next) throw new Refused('NOT_FOUND');
       this.seen.add('late ack');
+      const group = this.device(device).group;
+      if (group !== null) this.alive(this.group(group).container);
       throw new Refused('EBUSY');
     }
     if (device !== null && pending.device !== device) throw new Refused('NOT_FOUND');
@@ -164,6 +173,7 @@ export abstract class NaiveOperations extends NaiveObjects {
   protected write(
     kind: 'register_notifier' | 'unregister_notifier',
     container: string,
+    group: string,
     chain: NaiveChain,
     inside: number | null,
     reply: NaiveOutcome,
@@ -174,13 +184,23 @@ export abstract class NaiveOperations extends NaiveObjects {
       throw new Refused('EDEADLK');
     }
     const locked = this.locked.bind(this);
-    return this.start(kind, container, inside, (op) => locked(op, kind, chain, reply, change));
+    return this.start(kind, container, inside, (op) => locked(op, kind, group, chain, reply, change));
   }
 
-  protected *locked(op: NaiveOp, kind: string, chain: NaiveChain, reply: NaiveOutcome, change: () => void): Sleeping {
+  /** While it waits it is one of the users of its device's group. */
+  protected *locked(
+    op: NaiveOp,
+    kind: string,
+    group: string,
+    chain: NaiveChain,
+    reply: NaiveOutcome,
+    change: () => void,
+  ): Sleeping {
     if (chain.readers.length + chain.queue.length > 0) {
       this.seen.add(kind === 'register_notifier' ? 'register waits for a callback' : 'unregister waits for a callback');
       chain.queue.push({ op, write: true });
+      op.holds = group;
+      this.group(group).users++;
       yield 'lock';
     }
     change();

@@ -68,6 +68,8 @@ export interface NaiveOp {
   /** Number of the notification inside whose handler it was called. */
   inside: number | null;
   waits: 'notification' | 'lock' | null;
+  /** Group whose user it holds while it sleeps. */
+  holds: string | null;
   run: Generator<'notification' | 'lock', NaiveOutcome, number>;
   done: NaiveOutcome | null;
   notified: number;

@@ -50,7 +50,7 @@ const register = describe({
       example: { ret: 0, id: 'n0', events_left: 0, seq: 5 },
     },
   ],
-  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EDEADLK', 'EIO'],
+  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: 'events has unknown bits: 2 is left over', events_left: 2 },
 });
 
@@ -78,7 +78,7 @@ const unregister = describe({
       example: { ret: 0, id: 'n0', seq: 6 },
     },
   ],
-  refusals: ['ENOENT', 'EINVAL', 'ENODEV', 'EDEADLK', 'EIO'],
+  refusals: ['ENOENT', 'EINVAL', 'ENODEV', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'ENOENT', detail: "notifier 'n0' is not registered" },
 });
 
@@ -172,7 +172,7 @@ const ack = describe({
       example: { ret: 0, id: 'notification-1', seq: 8 },
     },
   ],
-  refusals: ['EBUSY'],
+  refusals: ['EBUSY', 'EIO'],
   refusalExample: {
     errno: 'EBUSY',
     detail: "notification 'notification-1' was answered already, timed out, or died with its container",

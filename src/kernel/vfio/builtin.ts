@@ -1,9 +1,11 @@
 // Built-in vendor drivers: what a notifier's callback does when nobody outside is to be asked.
 
 import type { Delivery } from '../command.ts';
+import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
-import { Errno } from '../errno.ts';
+import { containerOf } from './container.ts';
+import { getDevice, groupOf } from './device.ts';
 import type { Iommu } from './iommu.ts';
 import { type LedgerRun, ledgerRuns } from './ledger.ts';
 import { NOTIFY_DONE, NOTIFY_OK, NOTIFY_STOP } from './notifier.ts';
@@ -32,11 +34,21 @@ function unpinInCalls(host: Host, iommu: Iommu, device: string, entries: readonl
   }
 }
 
-/** Pins again what was unpinned; a refusal leaves the rest unpinned, as a driver that gives up would. */
+/** Whether a pin of the device could sleep until a vaddr is valid again. */
+function mayPinSleep(host: Host, device: string): boolean {
+  const group = groupOf(host, getDevice(host, device));
+  return (containerOf(host, group?.container ?? null)?.iommu?.vaddr_invalid_count ?? 0) > 0;
+}
+
+/**
+ * Pins again what was unpinned; a refusal leaves the rest unpinned, as a driver that gives up would. It does not sleep in
+ * its callback: while a vaddr is invalid it gives up too.
+ */
 function pinInCalls(host: Host, device: string, entries: readonly number[]): void {
   for (let i = 0; i < entries.length; i += PIN_PAGES_MAX_ENTRIES) {
     const user_pfn = entries.slice(i, i + PIN_PAGES_MAX_ENTRIES);
     try {
+      if (mayPinSleep(host, device)) return;
       pinPages(host, { op: 'pin_pages', device, user_pfn, npage: user_pfn.length, prot: 0 });
     } catch (error) {
       if (error instanceof Errno) return;
@@ -46,9 +58,17 @@ function pinInCalls(host: Host, device: string, entries: readonly number[]): voi
 }
 
 /** Runs a built-in driver's callback for one vfio_dma and returns what it returns to the chain. */
-export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior, n }: Builtin, range: Range, attempt: number): number {
+export function runBuiltin(
+  host: Host,
+  iommu: Iommu,
+  device: string,
+  { behavior, n }: Builtin,
+  range: Range,
+  attempt: number,
+): number {
   const runs = ledgerRuns(iommu, device, range.iova, range.npage);
-  const unpin = (references: (run: LedgerRun) => number): void => unpinInCalls(host, iommu, device, entriesOf(runs, references));
+  const unpin = (references: (run: LedgerRun) => number): void =>
+    unpinInCalls(host, iommu, device, entriesOf(runs, references));
   switch (behavior) {
     case 'unpin_all':
     case 'slow':
@@ -62,7 +82,11 @@ export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior,
       return NOTIFY_OK;
     case 'repin':
       unpin((run) => run.references);
-      pinInCalls(host, device, entriesOf(runs, (run) => run.references));
+      pinInCalls(
+        host,
+        device,
+        entriesOf(runs, (run) => run.references),
+      );
       return NOTIFY_OK;
     case 'stop':
       return NOTIFY_STOP;
@@ -73,5 +97,10 @@ export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior,
 
 /** The delay of a slow driver is over: it unpins all before it acknowledges. */
 export function finishSlowBuiltin(host: Host, iommu: Iommu, device: string, range: Range): void {
-  unpinInCalls(host, iommu, device, entriesOf(ledgerRuns(iommu, device, range.iova, range.npage), (run) => run.references));
+  unpinInCalls(
+    host,
+    iommu,
+    device,
+    entriesOf(ledgerRuns(iommu, device, range.iova, range.npage), (run) => run.references),
+  );
 }

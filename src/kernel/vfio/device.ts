@@ -6,7 +6,15 @@ import type { Host } from '../host.ts';
 import { MAX_DEVICES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
 import { containerOf, getContainer, putContainer, setIommu } from './container.ts';
-import { getGroup, type Group, putGroup, requireGroupFd, setContainer, vfioGroupAddContainerUser, vfioGroupTryDissolveContainer } from './group.ts';
+import {
+  type Group,
+  getGroup,
+  putGroup,
+  requireGroupFd,
+  setContainer,
+  vfioGroupAddContainerUser,
+  vfioGroupTryDissolveContainer,
+} from './group.ts';
 import { registerNotifier } from './notifier.ts';
 
 export interface Device {
@@ -71,9 +79,14 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
   }
   const undo: (() => void)[] = [];
   try {
+    const gone = host.vfio.containers.get(container);
     if (putContainer(host, { op: 'put_container', container }).created)
-      undo.push(() => host.vfio.containers.delete(container));
-    if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created) undo.push(() => host.vfio.groups.delete(id));
+      undo.push(() => {
+        if (gone === undefined) host.vfio.containers.delete(container);
+        else host.vfio.containers.set(container, gone);
+      });
+    if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created)
+      undo.push(() => host.vfio.groups.delete(id));
     const group = getGroup(host, id);
     requireGroupFd(group);
     addDevice(host, { id, group: id, open_count: 0, shortcut: { container, notifier } });
@@ -92,7 +105,8 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
         open.iommu = null;
       });
     }
-    const registered = notifier === null ? null : registerNotifier(host, { op: 'register_notifier', device: id, notifier });
+    const registered =
+      notifier === null ? null : registerNotifier(host, { op: 'register_notifier', device: id, notifier });
     openDevice(host, { op: 'open_device', device: id });
     return {
       ret: 0,

@@ -5,8 +5,15 @@ import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
 import { MAX_GROUPS } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import { type Container, containerOf, getContainer, releaseIfUnused, requireAlive, requireOpen } from './container.ts';
-import { emptyChain, type Iommu, type NotifierChain, vfioIommuType1AttachGroup, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
+import { type Container, containerOf, getContainer, requireAlive, requireOpen } from './container.ts';
+import {
+  emptyChain,
+  type Iommu,
+  type NotifierChain,
+  vfioIommuType1AttachGroup,
+  vfioIommuType1DetachGroup,
+  vfioIommuType1Release,
+} from './iommu.ts';
 
 export interface Group {
   id: string;
@@ -59,7 +66,13 @@ export function openGroup(host: Host, { group: id }: Extract<Command, { op: 'ope
   if (group.container !== null)
     throw new Errno('EBUSY', `group '${id}' is still bound to container '${group.container}' by its open devices`);
   if (group.notifier.blocks.length > 0) {
-    splat(host, 'WARN', 'vfio_group_fops_open', `group notifier chain not empty (${group.notifier.blocks.join(', ')})`, []);
+    splat(
+      host,
+      'WARN',
+      'vfio_group_fops_open',
+      `group notifier chain not empty (${group.notifier.blocks.join(', ')})`,
+      [],
+    );
     group.notifier = emptyChain();
   }
   group.fd_open = true;
@@ -100,9 +113,13 @@ export function unsetContainer(host: Host, { group: id }: Extract<Command, { op:
   requireGroupFd(group);
   if (group.container_users === 0) throw new Errno('EINVAL', `group '${id}' is not bound to a container`);
   if (group.container_users !== 1)
-    throw new Errno('EBUSY', `group '${id}' has ${group.container_users - 1} users: open device fds, and calls of its devices that wait`, {
-      hint: 'close its devices; a pin or registration that waits counts until it returns',
-    });
+    throw new Errno(
+      'EBUSY',
+      `group '${id}' has ${group.container_users - 1} users: open device fds, and calls of its devices that wait`,
+      {
+        hint: 'close its devices; a pin or registration that waits counts until it returns',
+      },
+    );
   group.container_users = 0;
   unbind(host, group);
   return { ret: 0, fields: {} };
@@ -121,8 +138,8 @@ function unbind(host: Host, group: Group): void {
   if (container.iommu !== null) vfioIommuType1DetachGroup(host, container, container.iommu, group.id);
   group.container = null;
   container.groups = container.groups.filter((id) => id !== group.id);
-  if (container.groups.length === 0 && container.iommu !== null) vfioIommuType1Release(host, container, container.iommu);
-  releaseIfUnused(host, container);
+  if (container.groups.length === 0 && container.iommu !== null)
+    vfioIommuType1Release(host, container, container.iommu);
 }
 
 /**

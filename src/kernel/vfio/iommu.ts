@@ -70,9 +70,13 @@ export function vfioIommuType1DetachGroup(host: Host, container: Container, iomm
   if (iommu.external_groups.length > 0) return;
   if (iommu.notifier.blocks.length > 0) {
     const left = iommu.notifier.blocks.join(', ');
-    splat(host, 'WARN', 'vfio_iommu_type1_detach_group', `listeners-left-at-detach: notifier chain not empty (${left})`, [
-      '__vfio_group_unset_container',
-    ]);
+    splat(
+      host,
+      'WARN',
+      'vfio_iommu_type1_detach_group',
+      `listeners-left-at-detach: notifier chain not empty (${left})`,
+      ['__vfio_group_unset_container'],
+    );
   }
   for (const dma of [...mappingsOf(host.vfio.dmas, iommu.dma_list)])
     vfioRemoveDma(host, container, iommu, dma, ['vfio_iommu_unmap_unpin_all', 'vfio_iommu_type1_detach_group']);
@@ -86,14 +90,21 @@ export function vfioIommuType1Release(host: Host, container: Container, iommu: I
   container.iommu = null;
   const users = [...iommu.vaddr_wait, ...iommu.notifier.readers, ...iommu.notifier.waiters];
   if (users.length > 0)
-    killContainer(host, container, 'vfio_iommu_type1_release', `use-after-free: iommu freed under ${users.join(', ')}`, [
-      '__vfio_group_unset_container',
-    ]);
+    killContainer(
+      host,
+      container,
+      'vfio_iommu_type1_release',
+      `use-after-free: iommu freed under ${users.join(', ')}`,
+      ['__vfio_group_unset_container'],
+    );
 }
 
 /** What the WARN of a mapping that goes away with `count` records in it says. */
-export const leftoverText = (container: string, { iova, npage }: Pick<VfioDma, 'iova' | 'npage'>, count: number): string =>
-  `mapping-removed-with-pins: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}`;
+export const leftoverText = (
+  container: string,
+  { iova, npage }: Pick<VfioDma, 'iova' | 'npage'>,
+  count: number,
+): string => `mapping-removed-with-pins: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}`;
 
 /** Models vfio_remove_dma(): a mapping goes away; records that are still in it leak, with a WARN. */
 export function vfioRemoveDma(host: Host, container: Container, iommu: Iommu, dma: VfioDma, path: string[]): void {

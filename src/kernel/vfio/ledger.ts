@@ -3,8 +3,8 @@
 
 import type { Host } from '../host.ts';
 import type { PageNumber } from '../lib/u64.ts';
-import { mmOf } from '../mm/task.ts';
 import { isInvalidOrReserved } from '../mm/page.ts';
+import { mmOf } from '../mm/task.ts';
 import type { Container } from './container.ts';
 import type { VfioDma } from './dma.ts';
 import type { Iommu } from './iommu.ts';

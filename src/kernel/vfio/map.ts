@@ -38,7 +38,10 @@ export function mapDma(host: Host, command: MapDma): Done {
       `iova ${printRange(iova, npage)} overlaps the mapping ${printRange(overlapping.iova, overlapping.npage)}`,
     );
   if (iommu.dma_avail === 0)
-    throw new Errno('ENOSPC', `dma_avail is 0: the container has ${iommu.dma_entry_limit} mappings, its dma_entry_limit`);
+    throw new Errno(
+      'ENOSPC',
+      `dma_avail is 0: the container has ${iommu.dma_entry_limit} mappings, its dma_entry_limit`,
+    );
   iommu.dma_avail--;
   iommu.dma_list = vfioLinkDma(host.vfio.dmas, iommu.dma_list, {
     container: container.id,
@@ -62,7 +65,8 @@ function checkArguments({ argsz, flags, iova, vaddr, size }: MapDma): void {
   if (prot !== 0 && vaddrOnly) throw new Errno('EINVAL', 'flags have VADDR together with READ or WRITE');
   if (size === 0n) throw new Errno('EINVAL', 'size is 0');
   for (const [name, value] of Object.entries({ iova, vaddr, size }))
-    if (!isPageAligned(value)) throw new Errno('EINVAL', `${name} ${hex(value)} is not a multiple of the page size 0x1000`);
+    if (!isPageAligned(value))
+      throw new Errno('EINVAL', `${name} ${hex(value)} is not a multiple of the page size 0x1000`);
   for (const [name, value] of Object.entries({ iova, vaddr }))
     if (value + size - 1n > U64_MAX)
       throw new Errno('EINVAL', `${name} ${hex(value)} + size ${hex(size)} passes the end of the 64-bit space`);
@@ -72,8 +76,7 @@ function checkArguments({ argsz, flags, iova, vaddr, size }: MapDma): void {
 function updateVaddr(host: Host, iommu: Iommu, { iova, vaddr, size }: MapDma, slot: number): Done {
   if (slot === 0) throw new Errno('ENOENT', `no mapping overlaps iova ${hex(iova)} size ${hex(size)}`);
   const dma = host.vfio.dmas.at(slot);
-  if (!dma.vaddr_invalid)
-    throw new Errno('EINVAL', `the vaddr of mapping ${printRange(dma.iova, dma.npage)} is valid`);
+  if (!dma.vaddr_invalid) throw new Errno('EINVAL', `the vaddr of mapping ${printRange(dma.iova, dma.npage)} is valid`);
   if (dma.iova !== pageNumberOf(iova) || dma.npage !== npageOf(size))
     throw new Errno('EINVAL', `iova ${hex(iova)} size ${hex(size)} is not exactly ${printRange(dma.iova, dma.npage)}`);
   dma.vaddr = pageNumberOf(vaddr);

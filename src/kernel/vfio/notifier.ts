@@ -85,7 +85,13 @@ export function registerNotifier(host: Host, { device: id, notifier: spec }: Reg
 const clearBit0 = (events: number): number => (events % 2 === 0 ? events : events - 1);
 
 /** The checks of vfio_register_notifier() down to the chain; clears the known bit of the caller's events word on the way. */
-function chainToRegister(host: Host, device: Device, group: Group | null, spec: NotifierSpec, word: { events: number }): { chain: NotifierChain; bound: Group } {
+function chainToRegister(
+  host: Host,
+  device: Device,
+  group: Group | null,
+  spec: NotifierSpec,
+  word: { events: number },
+): { chain: NotifierChain; bound: Group } {
   if (spec.events === 0) throw new Errno('EINVAL', 'events is 0');
   if (group === null) throw new Errno('ENODEV', `device '${device.id}' belongs to no vfio group`);
   const leftOver = (): void => {
@@ -188,7 +194,10 @@ export function refuseDeadlock(host: Host, chain: NotifierChain, wants: string):
   const holder = enclosingOperations(host).find((id) => chain.readers.includes(id));
   if (holder === undefined) return;
   const cycle = `${wants} waits for notifier->rwsem; ${holder} holds it and waits for ${host.call.notification}; its handler waits for ${wants}`;
-  splat(host, 'DEADLOCK', 'blocking_notifier_chain_register', `listener-lock: ${cycle}`, ['blocking_notifier_call_chain', 'vfio_dma_do_unmap']);
+  splat(host, 'DEADLOCK', 'blocking_notifier_chain_register', `listener-lock: ${cycle}`, [
+    'blocking_notifier_call_chain',
+    'vfio_dma_do_unmap',
+  ]);
   throw new Errno('EDEADLK', `${wants} inside the handler of ${host.call.notification} would deadlock: ${cycle}`, {
     hint: 'let the handler return first; the cycle is in dmesg',
   });
@@ -216,14 +225,24 @@ function underChainLock(
     changeChain(host, chain, kind, notifier.id);
     return done();
   }
-  const locals = { container: group.container as string, group: group.id, device: notifier.device, notifier: notifier.id };
+  const locals = {
+    container: group.container as string,
+    group: group.id,
+    device: notifier.device,
+    notifier: notifier.id,
+  };
   const operation = startOperation(host, { kind, locals });
   holdContainerUser(host, group.id);
   waitForChain(host, chain, operation);
   return { ...done(), parked: operation.id };
 }
 
-function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string): void {
+function changeChain(
+  host: Host,
+  chain: NotifierChain,
+  kind: 'register_notifier' | 'unregister_notifier',
+  id: string,
+): void {
   if (kind === 'register_notifier') chainRegister(host, chain, id);
   else chainUnregister(chain, id);
 }
@@ -279,29 +298,37 @@ function grantChain(host: Host, chain: NotifierChain): void {
   }
 }
 
-/** The pending notification of a device. NOT_FOUND: never existed; EBUSY: answered already, or timed out. */
-function getPending(host: Host, id: string, device: string | null): PendingNotification {
+/** The pending notification of a device. NOT_FOUND: never existed; EIO: container dead; EBUSY: answered already, or timed out. */
+function getPending(host: Host, id: string, device: Device): PendingNotification {
   const pending = host.vfio.notifications.get(id);
-  if (pending !== undefined && (device === null || pending.notification.device === device)) return pending;
+  if (pending !== undefined && pending.notification.device === device.id) return pending;
   const number = /^notification-([1-9]\d*)$/.exec(id)?.[1];
   if (pending !== undefined || number === undefined || Number(number) >= host.vfio.next_notification)
     throw new NoSuchObject('notification', id);
+  groupOf(host, device);
   throw new Errno('EBUSY', `notification '${id}' was answered already, timed out, or died with its container`, {
     hint: 'the kernel went on as if the handler had returned',
   });
 }
 
-/** The handler has returned `ret`; the walk goes on. NOT_FOUND; EBUSY late. */
+/** The handler has returned `ret`; the walk goes on. NOT_FOUND; EIO; EBUSY late. */
 export function ackNotification(host: Host, command: Extract<Command, { op: 'ack_notification' }>): Done {
-  getDevice(host, command.device);
-  const pending = getPending(host, command.notification, command.device);
+  const pending = getPending(host, command.notification, getDevice(host, command.device));
   const operation = host.operations.get(pending.operation) as Operation;
-  continueUnmapWalk(host, operation, { notification: command.notification, ret: command.ret, reason: command.reason, detail: command.detail });
+  continueUnmapWalk(host, operation, {
+    notification: command.notification,
+    ret: command.ret,
+    reason: command.reason,
+    detail: command.detail,
+  });
   return { ret: 0, fields: { id: command.notification } };
 }
 
 /** notifier_timeout_ms has passed: the kernel goes on as if the handler had returned NOTIFY_DONE. Nothing when it was answered. */
-export function notificationTimeout(host: Host, { notification }: Extract<Command, { op: 'notification_timeout' }>): Done {
+export function notificationTimeout(
+  host: Host,
+  { notification }: Extract<Command, { op: 'notification_timeout' }>,
+): Done {
   const pending = host.vfio.notifications.get(notification);
   const operation = pending === undefined ? undefined : host.operations.get(pending.operation);
   if (operation !== undefined)

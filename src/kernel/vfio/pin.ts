@@ -3,13 +3,13 @@
 import { type Command, WRITE } from '../command.ts';
 import { Errno } from '../errno.ts';
 import { type Host, printk } from '../host.ts';
-import { type PageNumber, addPages, addressOf, hex } from '../lib/u64.ts';
+import { addPages, addressOf, hex, type PageNumber } from '../lib/u64.ts';
 import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
 import { accountLockedVm } from '../mm/accounting.ts';
 import { followPfnmap, pinUserPage, unpinUserPage } from '../mm/gup.ts';
+import type { MmStruct } from '../mm/mm.ts';
 import { isInvalidOrReserved, isZeroPage } from '../mm/page.ts';
 import { getTask, mmOf, taskRlimitPages } from '../mm/task.ts';
-import type { MmStruct } from '../mm/mm.ts';
 import { VM_PFNMAP, vmaAt } from '../mm/vma.ts';
 import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
@@ -53,7 +53,11 @@ export function pinPages(host: Host, command: PinPages): Done {
 }
 
 /** The array form and the length limit, for pin and unpin. EOPNOTSUPP the other era's form; EINVAL; E2BIG. */
-export function checkEntries({ contiguous, user_pfn, npage }: Pick<PinPages, 'contiguous' | 'user_pfn' | 'npage'>): void {
+export function checkEntries({
+  contiguous,
+  user_pfn,
+  npage,
+}: Pick<PinPages, 'contiguous' | 'user_pfn' | 'npage'>): void {
   if (contiguous !== undefined)
     throw new Errno('EOPNOTSUPP', 'this kernel takes an array of user_pfn, not iova and npage', {
       hint: 'send {"user_pfn": [...]}; iova and npage are the form of 6.0 and later',
@@ -114,7 +118,8 @@ export function vfioIommuType1PinPages(
 function pinOne(host: Host, container: Container, iommu: Iommu, iova: PageNumber, prot: number): number {
   const { dmas, pfns } = host.vfio;
   const dma = vfioFindDmaOfPage(dmas, iommu.dma_list, iova);
-  if (dma === null) throw new Errno('EINVAL', `iova ${hex(addressOf(iova))} is not mapped in container '${container.id}'`);
+  if (dma === null)
+    throw new Errno('EINVAL', `iova ${hex(addressOf(iova))} is not mapped in container '${container.id}'`);
   if ((dma.prot & prot) !== prot)
     throw new Errno('EPERM', `prot ${prot} exceeds prot ${dma.prot} of the mapping of iova ${hex(addressOf(iova))}`);
   const record = vfioFindVpfn(pfns, dma.pfn_list, iova);
@@ -158,7 +163,11 @@ function vfioPinPageExternal(host: Host, dma: VfioDma, iova: PageNumber): number
     unpinUserPage(host, pfn, write);
     if (error instanceof Errno && error.errno === 'ENOMEM') {
       const limit = taskRlimitPages(host, task.id) * 4096;
-      printk(host, 'warning', `vfio_pin_page_external: Task ${task.id} (${task.pid}) RLIMIT_MEMLOCK (${limit}) exceeded`);
+      printk(
+        host,
+        'warning',
+        `vfio_pin_page_external: Task ${task.id} (${task.pid}) RLIMIT_MEMLOCK (${limit}) exceeded`,
+      );
     }
     throw error;
   }
@@ -175,7 +184,10 @@ function vaddrGetPfn(host: Host, mm: MmStruct, vaddr: PageNumber, write: boolean
   }
   const pfn = followPfnmap(host, mm, vaddr, write);
   if (!isInvalidOrReserved(host, pfn))
-    throw new Errno('EFAULT', `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`);
+    throw new Errno(
+      'EFAULT',
+      `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`,
+    );
   return pfn;
 }
 
@@ -183,7 +195,8 @@ function vaddrGetPfn(host: Host, mm: MmStruct, vaddr: PageNumber, write: boolean
 function findInvalidVaddr(host: Host, iommu: Iommu, { user_pfn, npage }: PinPages): VfioDma | null {
   for (let i = 0; i < npage; i++) {
     const dma = vfioFindDmaOfPage(host.vfio.dmas, iommu.dma_list, user_pfn[i] as number);
-    if (dma === null) throw new Errno('EINVAL', `iova ${hex(addressOf(user_pfn[i] as number))} is not mapped`, { at_index: i });
+    if (dma === null)
+      throw new Errno('EINVAL', `iova ${hex(addressOf(user_pfn[i] as number))} is not mapped`, { at_index: i });
     if (dma.vaddr_invalid) return dma;
   }
   return null;
@@ -193,8 +206,13 @@ function findInvalidVaddr(host: Host, iommu: Iommu, { user_pfn, npage }: PinPage
  * Models vfio_wait(): the lock is dropped and the pin sleeps until a vaddr changes. EFAULT: the container fd is closed.
  * EBUSY: MAX_PARKED_OPERATIONS.
  */
-function waitForVaddr(host: Host, container: Container, iommu: Iommu, command: PinPages, waiting: Operation | null): Done {
-  if (!iommu.container_open) throw new Errno('EFAULT', `container '${container.id}' was closed while a vaddr is invalid`);
+function waitForVaddr(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  command: PinPages,
+  waiting: Operation | null,
+): Done {
   const operation = waiting ?? startWaiting(host, container, command);
   block(host, operation, 'wait_vaddr', `vaddr:${container.id}`);
   iommu.vaddr_wait.push(operation.id);

@@ -3,18 +3,29 @@
 import { type Command, UNMAP_ALL, UNMAP_GET_DIRTY_BITMAP, UNMAP_VADDR } from '../command.ts';
 import { Errno } from '../errno.ts';
 import { type Host, printk, trace } from '../host.ts';
-import { addressOf, hex, isPageAligned, npageOf, PAGES_IN_U64, pageNumberOf, printRange, sizeOf, U64_MAX, wrappedEnd } from '../lib/u64.ts';
+import {
+  addressOf,
+  hex,
+  isPageAligned,
+  npageOf,
+  PAGES_IN_U64,
+  pageNumberOf,
+  printRange,
+  sizeOf,
+  U64_MAX,
+  wrappedEnd,
+} from '../lib/u64.ts';
 import { DIRTY_BITMAP_SIZE_MAX, UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
 import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
 import { killContainer } from './bug.ts';
-import { runBuiltin, finishSlowBuiltin } from './builtin.ts';
+import { finishSlowBuiltin, runBuiltin } from './builtin.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
 import { mappingsOf, type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
 import { ledgerNotified } from './ledger.ts';
-import { enterChain, leaveChain, type NotifierBlock, NOTIFY_STOP_MASK, refuseDeadlock } from './notifier.ts';
+import { enterChain, leaveChain, NOTIFY_STOP_MASK, type NotifierBlock, refuseDeadlock } from './notifier.ts';
 import { wakeVaddrWaiters } from './pin.ts';
 
 type UnmapDma = Extract<Command, { op: 'unmap_dma' }>;
@@ -109,14 +120,18 @@ function checkIoctl({ argsz, flags, size, bitmap }: UnmapDma): void {
   const npages = pgsize === 0n ? 0n : size / (pgsize & -pgsize);
   const needed = ((npages + 63n) / 64n) * 8n;
   if (npages === 0n || bytes === 0n || bytes > DIRTY_BITMAP_SIZE_MAX || bytes < needed)
-    throw new Errno('EINVAL', `bitmap size ${hex(bytes)} does not fit ${npages} pages: ${hex(needed)} to ${hex(DIRTY_BITMAP_SIZE_MAX)} bytes`);
+    throw new Errno(
+      'EINVAL',
+      `bitmap size ${hex(bytes)} does not fit ${npages} pages: ${hex(needed)} to ${hex(DIRTY_BITMAP_SIZE_MAX)} bytes`,
+    );
 }
 
 /** vfio_dma_do_unmap() before its loop. */
 function checkRange({ iova, size, flags }: UnmapDma): void {
   if (!isPageAligned(iova)) throw new Errno('EINVAL', `iova ${hex(iova)} is not a multiple of the page size 0x1000`);
   if ((flags & UNMAP_ALL) !== 0) {
-    if (iova !== 0n || size !== 0n) throw new Errno('EINVAL', `flag ALL goes with iova 0 and size 0, not ${hex(iova)} and ${hex(size)}`);
+    if (iova !== 0n || size !== 0n)
+      throw new Errno('EINVAL', `flag ALL goes with iova 0 and size 0, not ${hex(iova)} and ${hex(size)}`);
   } else if (size === 0n || !isPageAligned(size)) {
     throw new Errno('EINVAL', `size ${hex(size)} is 0 or not a multiple of the page size 0x1000`);
   } else if (iova + size - 1n > U64_MAX) {
@@ -166,7 +181,13 @@ function isLoopEnd(host: Host, iommu: Iommu, locals: UnmapLocals, dma: VfioDma):
  * The loop: bisect test, then removal in ascending order; a mapping with records stops it for a walk over the notifier
  * chain, with the lock dropped, after which everything is looked up again.
  */
-function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, started: Operation | null): Done {
+function vfioDmaDoUnmap(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  locals: UnmapLocals,
+  started: Operation | null,
+): Done {
   let operation = started;
   for (;;) {
     const invalid = iommu.vaddr_invalid_count;
@@ -186,7 +207,13 @@ function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: 
     locals.restarted = true;
     if (iommu.notifier.blocks.length === 0) continue;
     operation ??= startOperation(host, { kind: 'unmap_dma', locals });
-    locals.walk = { blocks: [...iommu.notifier.blocks], at: 0, iova: pinned.iova, npage: pinned.npage, notification: null };
+    locals.walk = {
+      blocks: [...iommu.notifier.blocks],
+      at: 0,
+      iova: pinned.iova,
+      npage: pinned.npage,
+      notification: null,
+    };
     if (!enterChain(host, iommu.notifier, operation) || !walkChain(host, operation, locals, locals.walk))
       return { ret: 0, fields: {}, parked: operation.id };
     locals.walk = null;
@@ -198,7 +225,9 @@ function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: 
 /** EIO: the container died, or a call that this unmap let go on took the iommu object with it when it returned. */
 function requireSameIommu(host: Host, container: Container, iommu: Iommu): void {
   if (container.dead === null && container.iommu !== iommu)
-    killContainer(host, container, 'vfio_dma_do_unmap', 'use-after-free: iommu freed under an unmap', ['vfio_iommu_type1_unmap_dma']);
+    killContainer(host, container, 'vfio_dma_do_unmap', 'use-after-free: iommu freed under an unmap', [
+      'vfio_iommu_type1_unmap_dma',
+    ]);
   requireAlive(container);
 }
 
@@ -269,7 +298,8 @@ function invalidateVaddr(iommu: Iommu, locals: UnmapLocals, dma: VfioDma, invali
 
 /** BUG_ON(++retries > 10), with iommu->lock held. */
 function retriesExhausted(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, dma: VfioDma): Errno {
-  const listeners = iommu.notifier.blocks.length === 0 ? 'nobody listens' : `listeners: ${iommu.notifier.blocks.join(', ')}`;
+  const listeners =
+    iommu.notifier.blocks.length === 0 ? 'nobody listens' : `listeners: ${iommu.notifier.blocks.join(', ')}`;
   const what = `unmap-retries-exhausted: ${dma.pfn_list.count} vfio_pfn still in ${container.id} ${printRange(dma.iova, dma.npage)} after ${UNMAP_MAX_RETRIES + 1} tries (${listeners})`;
   killContainer(host, container, 'vfio_dma_do_unmap', what, ['vfio_iommu_type1_unmap_dma', 'vfio_iommu_type1_ioctl']);
   return new Errno('EIO', `container '${container.id}' died: ${what}`, {
@@ -298,7 +328,13 @@ function returned(host: Host, operation: Operation, walk: Walk, notifier: string
 }
 
 /** Calls one block: a built-in driver answers at once (its result), anything else gets a notification (null). */
-function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: Walk, notifier: NotifierBlock): number | null {
+function callBlock(
+  host: Host,
+  operation: Operation,
+  locals: UnmapLocals,
+  walk: Walk,
+  notifier: NotifierBlock,
+): number | null {
   const { container, retries } = locals;
   const iommu = host.vfio.containers.get(container)?.iommu as Iommu;
   const id = `notification-${host.vfio.next_notification++}`;
@@ -307,11 +343,26 @@ function callBlock(host: Host, operation: Operation, locals: UnmapLocals, walk: 
   walk.notification = id;
   ledgerNotified(iommu, notifier.device, walk.iova, walk.npage);
   const range = { iova: addressOf(walk.iova), size: sizeOf(walk.npage) };
-  trace(host, 'notify', operation.id, { notifier: notifier.id, device: notifier.device, notification: id, attempt, ...range });
+  trace(host, 'notify', operation.id, {
+    notifier: notifier.id,
+    device: notifier.device,
+    notification: id,
+    attempt,
+    ...range,
+  });
   const { delivery } = notifier;
   if (delivery.kind === 'builtin' && delivery.behavior !== 'slow')
     return runBuiltin(host, iommu, notifier.device, delivery, walk, attempt);
-  const notification = { id, device: notifier.device, notifier: notifier.id, event: 'DMA_UNMAP' as const, ...range, container, attempt, seq: host.seq };
+  const notification = {
+    id,
+    device: notifier.device,
+    notifier: notifier.id,
+    event: 'DMA_UNMAP' as const,
+    ...range,
+    container,
+    attempt,
+    seq: host.seq,
+  };
   host.vfio.notifications.set(id, { notification, operation: operation.id, delivery, at: host.call.at });
   host.emitted.push(id);
   block(host, operation, 'notify', `notification:${id}`);
@@ -345,8 +396,16 @@ function handlerReturned(host: Host, iommu: Iommu, operation: Operation, walk: W
   const { device, notifier } = pending?.notification ?? { device: '', notifier: '' };
   if (answer.reason === 'slow_builtin') finishSlowBuiltin(host, iommu, device, walk);
   if (answer.reason === 'timeout')
-    printk(host, 'warning', `notifier ${notifier} of ${device} did not answer ${answer.notification} within ${host.options.notifier_timeout_ms} ms: going on as if its handler had returned`);
+    printk(
+      host,
+      'warning',
+      `notifier ${notifier} of ${device} did not answer ${answer.notification} within ${host.options.notifier_timeout_ms} ms: going on as if its handler had returned`,
+    );
   if (answer.reason === 'webhook_failed')
-    printk(host, 'warning', `notifier ${notifier} of ${device}: the webhook of ${answer.notification} failed (${answer.detail ?? 'no detail'}): its handler counts as returned without unpinning`);
+    printk(
+      host,
+      'warning',
+      `notifier ${notifier} of ${device}: the webhook of ${answer.notification} failed (${answer.detail ?? 'no detail'}): its handler counts as returned without unpinning`,
+    );
   return returned(host, operation, walk, notifier, answer.ret);
 }

@@ -3,7 +3,7 @@
 import { type Command, WRITE } from '../command.ts';
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
-import { type PageNumber, addressOf, hex } from '../lib/u64.ts';
+import { addressOf, hex, type PageNumber } from '../lib/u64.ts';
 import { accountLockedVm } from '../mm/accounting.ts';
 import { unpinUserPage } from '../mm/gup.ts';
 import { isInvalidOrReserved } from '../mm/page.ts';

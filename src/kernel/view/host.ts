@@ -1,13 +1,14 @@
 // What GETs show of a host as a whole: its counters, its operations and its leaks. Pure: nothing here changes a host.
 
 import type { Host } from '../host.ts';
+import { violations } from '../invariants.ts';
 import { addressOf, sizeOf } from '../lib/u64.ts';
 import { getOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
-import { violations } from '../invariants.ts';
+import { isGone } from '../vfio/container.ts';
 import { mappingsOf } from '../vfio/dma.ts';
 import { leftoverText } from '../vfio/iommu.ts';
-import { type LedgerRun, type LeakedMapping, ledgerRuns } from '../vfio/ledger.ts';
+import { type LeakedMapping, type LedgerRun, ledgerRuns } from '../vfio/ledger.ts';
 import { type Listed, listed } from './page.ts';
 
 export function viewHost(host: Host): Fields {
@@ -23,7 +24,7 @@ export function viewHost(host: Host): Fields {
     dead: dead === null ? null : { ...dead },
     counters: {
       tasks: mm.tasks.size,
-      containers: vfio.containers.size,
+      containers: [...vfio.containers.values()].filter((container) => !isGone(container)).length,
       groups: vfio.groups.size,
       devices: vfio.devices.size,
       notifiers: vfio.notifiers.size,

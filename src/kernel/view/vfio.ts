@@ -7,7 +7,7 @@ import type { Fields, Value } from '../outcome.ts';
 import { type Container, checkExtension as extensionOf, getContainer, readIommu } from '../vfio/container.ts';
 import { type Device, getDevice } from '../vfio/device.ts';
 import { mappingsOf, type VfioDma } from '../vfio/dma.ts';
-import { getGroup, type Group } from '../vfio/group.ts';
+import { type Group, getGroup } from '../vfio/group.ts';
 import { isRegistered, type NotifierBlock } from '../vfio/notifier.ts';
 import { lowerBound, nextPfn } from '../vfio/pfn-list.ts';
 import { byId, type Listed, listed } from './page.ts';
@@ -96,7 +96,12 @@ function showDevice(host: Host, { id, group, open_count }: Device): Fields {
 export const viewDevice = (host: Host, id: string): Fields => showDevice(host, getDevice(host, id));
 
 export const listDevices = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.devices, after), limit, ({ id }) => id, (device) => showDevice(host, device));
+  listed(
+    byId(host.vfio.devices, after),
+    limit,
+    ({ id }) => id,
+    (device) => showDevice(host, device),
+  );
 
 function showNotifier(host: Host, block: NotifierBlock): Fields {
   const { id, device, type, priority, delivery } = block;
@@ -110,7 +115,12 @@ const notifiersOf = (host: Host, device: string, after: string | null): Notifier
 
 export function listNotifiers(host: Host, device: string, after: string | null, limit: number): Listed<string> {
   getDevice(host, device);
-  return listed(notifiersOf(host, device, after), limit, ({ id }) => id, (block) => showNotifier(host, block));
+  return listed(
+    notifiersOf(host, device, after),
+    limit,
+    ({ id }) => id,
+    (block) => showNotifier(host, block),
+  );
 }
 
 export function viewNotifier(host: Host, device: string, id: string): Fields {
@@ -155,7 +165,13 @@ function* recordsFrom(host: Host, dma: VfioDma, after: bigint | null): Iterable<
 }
 
 /** The vfio_pfn records of the mapping that starts at iova, ascending. */
-export function listPfns(host: Host, container: string, iova: bigint, after: bigint | null, limit: number): Listed<bigint> {
+export function listPfns(
+  host: Host,
+  container: string,
+  iova: bigint,
+  after: bigint | null,
+  limit: number,
+): Listed<bigint> {
   const { pfns } = host.vfio;
   const keyOf = (slot: number): bigint => addressOf(pfns.iova(slot));
   return listed(recordsFrom(host, mappingAt(host, container, iova), after), limit, keyOf, (slot) => ({
