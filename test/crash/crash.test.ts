@@ -66,7 +66,10 @@ class Client {
     if (!this.mapped) {
       const vaddr = `0x${(0x7f0000000000 + this.id * 0x100000).toString(16)}`;
       const body = { task: 'qemu', ...this.range, vaddr, flags: ['READ', 'WRITE'] };
-      return { path: '/containers/vfio0/map_dma', body, key, apply: () => void (this.mapped = true) };
+      const apply = (): void => {
+        this.mapped = true;
+      };
+      return { path: '/containers/vfio0/map_dma', body, key, apply };
     }
     const pinned = [...this.refs.keys()];
     const what = this.next();

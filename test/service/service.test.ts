@@ -1,6 +1,7 @@
 // Requests against the service: group commit, reads, idempotency keys, parked operations, hosts as a whole, the stop.
 
 import t from 'tap';
+import { Committer } from '../../src/service/committer.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
 import {
   MAX_HOSTS,
@@ -351,6 +352,16 @@ t.test('DELETE gives the leak report, ends who waits, and the id can be used aga
   const [next] = await memory.hosts();
   t.ok((next?.generation ?? 0) > (life?.generation ?? 0), 'rows of the two lives can never mix');
   t.strictSame(await opsOf(service), ['put_task']);
+});
+
+t.test('a host that ends before its projection or checkpoint is written ends nothing else', async (t) => {
+  const committer = new Committer(new MemoryStore(), () => {});
+  const ended = committer.between(() => {
+    throw new Error('the host ended');
+  });
+  await t.rejects(ended, { message: 'the host ended' });
+  t.equal(await committer.between(async () => 'written'), 'written');
+  await committer.idle();
 });
 
 t.test('reset makes the host anew: journal, keys and PATCHes are gone', async (t) => {

@@ -92,13 +92,24 @@ function isolate(runs: LedgerRun[], index: number, iova: number): number {
   return index + (before > 0 ? 1 : 0);
 }
 
+/** The runs of a leaf, made where there are none yet. */
+function runsFor(iommu: Iommu, device: string, leaf: number): LedgerRun[] {
+  let ledger = iommu.ledger.get(device);
+  if (ledger === undefined) {
+    ledger = { leaves: new Map() };
+    iommu.ledger.set(device, ledger);
+  }
+  let runs = ledger.leaves.get(leaf);
+  if (runs === undefined) {
+    runs = [];
+    ledger.leaves.set(leaf, runs);
+  }
+  return runs;
+}
+
 /** One reference more of a device on a page. */
 export function ledgerPin(iommu: Iommu, device: string, iova: number, source: PinSource): void {
-  let ledger = iommu.ledger.get(device);
-  if (ledger === undefined) iommu.ledger.set(device, (ledger = { leaves: new Map() }));
-  const leaf = leafOf(iova);
-  let runs = ledger.leaves.get(leaf);
-  if (runs === undefined) ledger.leaves.set(leaf, (runs = []));
+  const runs = runsFor(iommu, device, leafOf(iova));
   const index = indexOf(runs, iova);
   const run = runs[index];
   if (run === undefined || !contains(run, iova)) {

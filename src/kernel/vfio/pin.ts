@@ -14,7 +14,7 @@ import { VM_PFNMAP, vmaAt } from '../mm/vma.ts';
 import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import type { Container } from './container.ts';
-import { type Device, getDevice, groupOf } from './device.ts';
+import { getDevice, groupOf } from './device.ts';
 import { type VfioDma, vfioFindDmaOfPage } from './dma.ts';
 import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import type { Iommu } from './iommu.ts';

@@ -22,7 +22,7 @@ import type { Done, Fields } from '../outcome.ts';
 import { killContainer } from './bug.ts';
 import { finishSlowBuiltin, runBuiltin } from './builtin.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
-import { mappingsOf, type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
+import { type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
 import { ledgerNotified } from './ledger.ts';
 import { enterChain, leaveChain, NOTIFY_STOP_MASK, type NotifierBlock, refuseDeadlock } from './notifier.ts';
