@@ -106,6 +106,15 @@ function readFlags(args: readonly string[]): { given: Given; errors: string[] } 
 
 const flagOf = (name: string): string => `--${name.toLowerCase().replaceAll('_', '-')}`;
 
+/** What `--help` prints: each flag, its variable and its default. */
+export function usage(): string {
+  const line = ([name, schema]: [string, { default?: unknown }]): string =>
+    `  ${flagOf(name).padEnd(24)}${name.padEnd(22)}${schema.default ?? ''}`.trimEnd();
+  const head = `  ${'flag'.padEnd(24)}${'or variable'.padEnd(22)}default`;
+  const lines = Object.entries(SCHEMA.properties as Record<string, { default?: unknown }>).map(line);
+  return ['npm start -- [flags]', head, ...lines, 'docs/reference/settings.md says what they do'].join('\n');
+}
+
 interface SchemaError {
   instancePath: string;
   keyword: string;

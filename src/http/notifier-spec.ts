@@ -3,7 +3,7 @@
 import Type, { type Static } from 'typebox';
 import type { Delivery, NotifierSpec } from '../kernel/command.ts';
 import { MAX_SECRET, MAX_TIMEOUT_MS, MAX_URL } from './limits.ts';
-import { int, mask, numberOf } from './parse.ts';
+import { int, numberOf, word } from './parse.ts';
 import { CInt, closed, Flags, Id, INT_MAX, Int, Names } from './schema.ts';
 
 const EVENTS = { DMA_UNMAP: 1 };
@@ -71,7 +71,7 @@ export function notifierOf({
 }: Static<typeof NotifierBody>): NotifierSpec {
   return {
     ...(id === undefined ? {} : { id }),
-    events: mask(events, EVENTS),
+    events: word(events, EVENTS),
     type: notifierType(type),
     priority: int(priority),
     delivery: deliveryOf(delivery),

@@ -148,6 +148,16 @@ t.test('the log has one line for each request, and neither bodies nor secrets', 
   t.same(body.delivery, { kind: 'webhook', url: webhook.url });
 });
 
+t.test('the events word is an unsigned long: bits beyond the 32nd are left over too', async (t) => {
+  const at = await client.newHost('events');
+  const ask = (events: number): Promise<{ status: number; body: Record<string, unknown> }> =>
+    client.ask('POST', `${at}/devices/mdev0/notifiers`, { events, delivery: { kind: 'poll' } });
+  t.match(await ask(2 ** 32 + 1), { status: 422, body: { errno: 'EINVAL', events_left: 2 ** 32 } });
+  t.match(await ask(2 ** 32), { status: 422, body: { errno: 'EINVAL', events_left: 2 ** 32, detail: /left over/ } });
+  t.match(await ask(-1), { status: 422, body: { errno: 'EINVAL', events_left: -2 } });
+  t.match(await ask(1), { status: 201, body: { events_left: 0 } });
+});
+
 t.test('lists: pages follow each other by key, also while the list changes', async (t) => {
   const at = await client.newHost('lists');
   for (const task of ['a', 'b', 'c', 'd']) await client.ask('PUT', `${at}/tasks/${task}`, {});

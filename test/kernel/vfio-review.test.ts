@@ -13,7 +13,13 @@ const TOP = 2n ** 64n - PAGE;
 const ALL = { flags: 2, task: null };
 const VADDR = 4;
 
-const spec = (id: string, events = 1): NotifierSpec => ({ id, events, type: 0, priority: 0, delivery: { kind: 'poll' } });
+const spec = (id: string, events = 1): NotifierSpec => ({
+  id,
+  events,
+  type: 0,
+  priority: 0,
+  delivery: { kind: 'poll' },
+});
 const register = (m: Machine, id: string, notification: string | null = null): Outcome =>
   m.run({ op: 'register_notifier', device: 'D1', notifier: spec(id) }, notification);
 const unregister = (m: Machine, id: string): Outcome =>
@@ -49,7 +55,10 @@ t.test('the top of the 64-bit space', async (t) => {
     const m = setup();
     m.map(0x10000n, PAGE);
     m.map(TOP, PAGE);
-    t.same(m.mappings(), [[0x10000n, PAGE], [TOP, PAGE]]);
+    t.same(m.mappings(), [
+      [0x10000n, PAGE],
+      [TOP, PAGE],
+    ]);
     t.equal(m.unmap(0n, 0n, ALL).fields.size, 2n * PAGE);
     t.same(m.mappings(), []);
   });
@@ -73,17 +82,20 @@ t.test('the top of the 64-bit space', async (t) => {
 });
 
 t.test('calls that wait', async (t) => {
-  t.test('a sleeping pin is a user of its group: UNSET_CONTAINER is EBUSY, closing everything waits for it', async (t) => {
-    const { m, operation } = sleepingPin();
-    m.run({ op: 'close_device', device: 'D1' });
-    t.equal(errno(m.run({ op: 'unset_container', group: 'G1' })), 'EBUSY');
-    t.equal(m.run({ op: 'close_group', group: 'G1' }).ret, 0);
-    t.equal(viewGroup(m.host, 'G1').container, 'C', 'the binding lives');
-    m.run({ op: 'close_container', container: 'C' });
-    t.equal(endOf(m, operation)?.refusal?.errno, 'EFAULT');
-    t.equal(viewGroup(m.host, 'G1').container, null, 'and goes when the pin returns');
-    t.equal(m.dmesg('BUG').length, 0);
-  });
+  t.test(
+    'a sleeping pin is a user of its group: UNSET_CONTAINER is EBUSY, closing everything waits for it',
+    async (t) => {
+      const { m, operation } = sleepingPin();
+      m.run({ op: 'close_device', device: 'D1' });
+      t.equal(errno(m.run({ op: 'unset_container', group: 'G1' })), 'EBUSY');
+      t.equal(m.run({ op: 'close_group', group: 'G1' }).ret, 0);
+      t.equal(viewGroup(m.host, 'G1').container, 'C', 'the binding lives');
+      m.run({ op: 'close_container', container: 'C' });
+      t.equal(endOf(m, operation)?.refusal?.errno, 'EFAULT');
+      t.equal(viewGroup(m.host, 'G1').container, null, 'and goes when the pin returns');
+      t.equal(m.dmesg('BUG').length, 0);
+    },
+  );
   t.test('so is a registration that waits; the unmap that held it up loses the iommu object', async (t) => {
     const { m, notification, operation } = parkedUnmap();
     t.equal(register(m, 'L2').parked !== undefined, true);
@@ -94,17 +106,20 @@ t.test('calls that wait', async (t) => {
     t.equal(endOf(m, operation)?.refusal?.errno, 'EIO');
     t.match(m.dmesg('BUG')[0]?.text, 'use-after-free');
   });
-  t.test('a pin sleeps on when a mapping with a valid vaddr goes, and is EINVAL at that entry when it wakes', async (t) => {
-    const m = setup();
-    m.map(0x10000n, PAGE);
-    m.map(0x20000n, PAGE);
-    m.unmap(0x20000n, PAGE, { flags: VADDR });
-    const { parked } = m.pin([0x10000n, 0x20000n]);
-    m.unmap(0x10000n, PAGE);
-    t.equal(m.host.operations.get(parked as string)?.state, 'blocked');
-    m.unmap(0x20000n, PAGE);
-    t.match(endOf(m, parked as string)?.refusal, { errno: 'EINVAL', at_index: 0, left: { phys_pfn: [0, 0] } });
-  });
+  t.test(
+    'a pin sleeps on when a mapping with a valid vaddr goes, and is EINVAL at that entry when it wakes',
+    async (t) => {
+      const m = setup();
+      m.map(0x10000n, PAGE);
+      m.map(0x20000n, PAGE);
+      m.unmap(0x20000n, PAGE, { flags: VADDR });
+      const { parked } = m.pin([0x10000n, 0x20000n]);
+      m.unmap(0x10000n, PAGE);
+      t.equal(m.host.operations.get(parked as string)?.state, 'blocked');
+      m.unmap(0x20000n, PAGE);
+      t.match(endOf(m, parked as string)?.refusal, { errno: 'EINVAL', at_index: 0, left: { phys_pfn: [0, 0] } });
+    },
+  );
   t.test('the ledger names the call that pinned, not the one that woke it', async (t) => {
     const { m, operation } = sleepingPin();
     m.map(0x10000n, PAGE, VADDR);
@@ -115,7 +130,8 @@ t.test('calls that wait', async (t) => {
   t.test('a container that dies gives them what the kernel had filled in', async (t) => {
     const { m } = parkedUnmap();
     const waiting = register(m, 'L2').parked as string;
-    for (let n = 1; m.host.vfio.notifications.size > 0; n++) m.run({ op: 'notification_timeout', notification: `notification-${n}` });
+    for (let n = 1; m.host.vfio.notifications.size > 0; n++)
+      m.run({ op: 'notification_timeout', notification: `notification-${n}` });
     m.map(0x20000n, PAGE);
     t.match(endOf(m, waiting), { ret: 0, fields: { id: 'L2', events_left: 0 } }, 'granted between two tries');
     const dying = parkedUnmap();
@@ -143,6 +159,22 @@ t.test('calls that wait', async (t) => {
     m.unpin([0x10000n]);
     m.ack(notification, 'D1');
     t.equal(register(m, 'L2').ret, 0);
+  });
+  t.test('a thousand walks that one answer lets go on take no depth of the stack', async (t) => {
+    const { m, notification } = parkedUnmap();
+    m.run({ op: 'patch_task', task: 'T', rlimit_memlock: 'unlimited' });
+    m.check = () => undefined;
+    const iovaOf = (i: number): bigint => 0x100000n + BigInt(i) * PAGE;
+    const walks = MAX_PARKED_OPERATIONS - 3;
+    for (let i = 0; i < walks; i++) m.map(iovaOf(i), PAGE, RW, { vaddr: V + BigInt(i) * PAGE });
+    for (let i = 0; i < walks; i++) m.pin([iovaOf(i)]);
+    m.listen('D1', 'B', { kind: 'builtin', behavior: 'unpin_all', n: 1, delay_ms: 0 });
+    unregister(m, 'L1');
+    for (let i = 0; i < walks; i++) m.unmap(iovaOf(i), PAGE);
+    m.unpin([0x10000n]);
+    const deep = (n: number): Outcome => (n === 0 ? m.ack(notification, 'D1') : deep(n - 1));
+    t.equal(deep(4000).finished.length, walks + 3);
+    t.same(m.mappings(), []);
   });
   t.test('repin does not sleep in its callback', async (t) => {
     const m = setup();

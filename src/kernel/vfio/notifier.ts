@@ -8,8 +8,8 @@ import { block, type Operation, requireRoomForOperation, settle, startOperation 
 import type { Done, Notification } from '../outcome.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { dropContainerUser, type Group, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
-import type { NotifierChain } from './iommu.ts';
-import { continueUnmapWalk } from './unmap.ts';
+import type { Iommu, NotifierChain } from './iommu.ts';
+import { continueUnmapLoop, continueUnmapWalk, startGrantedWalk } from './unmap.ts';
 
 export const NOTIFY_DONE = 0;
 export const NOTIFY_OK = 1;
@@ -273,7 +273,12 @@ export function leaveChain(host: Host, chain: NotifierChain, operation: Operatio
 const traceGranted = (host: Host, operation: Operation): void =>
   trace(host, 'lock', operation.id, { lock: `notifier_chain:${operation.locals.container}`, state: 'granted' });
 
+/**
+ * Gives the lock to those who wait, in order of arrival, until one of them must go on waiting. A walk that is over at once
+ * has dropped the lock again; its unmap goes on when all who got the lock after it have had it, the last one first.
+ */
 function grantChain(host: Host, chain: NotifierChain): void {
+  const over: { operation: Extract<Operation, { kind: 'unmap_dma' }>; iommu: Iommu }[] = [];
   for (let id = chain.waiters[0]; id !== undefined; id = chain.waiters[0]) {
     const operation = host.operations.get(id);
     if (operation === undefined || operation.state === 'done') {
@@ -282,9 +287,12 @@ function grantChain(host: Host, chain: NotifierChain): void {
       chain.waiters.shift();
       chain.readers.push(id);
       traceGranted(host, operation);
-      continueUnmapWalk(host, operation, null);
+      const iommu = host.vfio.containers.get(operation.locals.container)?.iommu as Iommu;
+      if (!startGrantedWalk(host, operation)) continue;
+      chain.readers = chain.readers.filter((reader) => reader !== id);
+      over.push({ operation, iommu });
     } else if (operation.kind === 'register_notifier' || operation.kind === 'unregister_notifier') {
-      if (chain.readers.length > 0) return;
+      if (chain.readers.length > 0) break;
       chain.waiters.shift();
       traceGranted(host, operation);
       const { kind, locals } = operation;
@@ -294,8 +302,9 @@ function grantChain(host: Host, chain: NotifierChain): void {
         return { ret: 0, created: true, fields: { id: locals.notifier, events_left: 0 } };
       });
       dropContainerUser(host, locals.group);
-    } else return;
+    } else break;
   }
+  for (const { operation, iommu } of over.reverse()) continueUnmapLoop(host, operation, iommu);
 }
 
 /** The pending notification of a device. NOT_FOUND: never existed; EIO: container dead; EBUSY: answered already, or timed out. */

@@ -369,22 +369,37 @@ function callBlock(
   return null;
 }
 
-/** A handler has returned, or the chain's lock was granted (null): the walk and then the loop go on. */
-export function continueUnmapWalk(host: Host, operation: Operation, answer: HandlerReturn | null): void {
+type Unmap = Extract<Operation, { kind: 'unmap_dma' }>;
+
+/** A handler has returned: the walk and then the loop go on. */
+export function continueUnmapWalk(host: Host, operation: Operation, answer: HandlerReturn): void {
   if (operation.kind !== 'unmap_dma') throw new Error(`${operation.id} is no unmap`);
   const { locals } = operation;
-  const container = host.vfio.containers.get(locals.container) as Container;
-  const iommu = container.iommu as Iommu;
+  const { iommu } = host.vfio.containers.get(locals.container) as { iommu: Iommu };
   const walk = locals.walk as Walk;
   operation.state = 'running';
+  const over = handlerReturned(host, iommu, operation, walk, answer);
+  if (!over && !walkChain(host, operation, locals, walk)) return;
+  leaveChain(host, iommu.notifier, operation);
+  continueUnmapLoop(host, operation, iommu);
+}
+
+/** The chain's lock was granted: calls the blocks. True: the walk is over; false: a handler is running elsewhere. */
+export function startGrantedWalk(host: Host, operation: Unmap): boolean {
+  const { locals } = operation;
+  const walk = locals.walk as Walk;
+  operation.state = 'running';
+  // The chain may have changed while the walk waited for its lock.
+  walk.blocks = [...((host.vfio.containers.get(locals.container) as Container).iommu as Iommu).notifier.blocks];
+  return walkChain(host, operation, locals, walk);
+}
+
+/** The walk is over and the chain's lock dropped: the loop goes on with the iommu object that it has. */
+export function continueUnmapLoop(host: Host, operation: Unmap, iommu: Iommu): void {
+  const { locals } = operation;
+  const container = host.vfio.containers.get(locals.container) as Container;
+  locals.walk = null;
   settle(host, operation, () => {
-    let over = false;
-    // The chain may have changed while the walk waited for its lock.
-    if (answer === null) walk.blocks = [...iommu.notifier.blocks];
-    else over = handlerReturned(host, iommu, operation, walk, answer);
-    if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
-    locals.walk = null;
-    leaveChain(host, iommu.notifier, operation);
     requireSameIommu(host, container, iommu);
     return vfioDmaDoUnmap(host, container, iommu, locals, operation);
   });
