@@ -27,7 +27,7 @@ USER node
 CMD ["node", "--import=tsx", "examples/compose-driver.ts"]
 
 FROM build AS production
-RUN npm prune --omit=dev
+RUN npm prune --omit=dev --omit=optional
 
 FROM node:22-bookworm-slim AS runtime
 ENV NODE_ENV=production \

@@ -1,8 +1,7 @@
 // The composition root: every part is made and joined here, visibly.
 
-import { type FastifyBaseLogger } from 'fastify';
 import { pino } from 'pino';
-import type { Api } from './http/api.ts';
+import type { Api, HttpLogger } from './http/api.ts';
 import { buildHttp } from './http/http.ts';
 import { defaultCheckpoints } from './service/checkpointer.ts';
 import type { Clock } from './service/clock.ts';
@@ -12,18 +11,21 @@ import { WebhookPolicy } from './service/webhook-policy.ts';
 import { type Settings, StartError } from './settings.ts';
 import { storeOfUrl } from './store/open-store.ts';
 
+/** After the stop every reply is known: whoever does not take it, or still sends a request, is cut off. */
+const LAST_REPLIES_MS = 1_000;
+
 /** Parts that a test brings along. */
 export interface Overrides {
   /** Not opened yet. */
   store?: Store;
   clock?: Clock;
-  logger?: FastifyBaseLogger;
+  logger?: HttpLogger;
 }
 
 export interface App {
   http: Api;
   service: Service;
-  logger: FastifyBaseLogger;
+  logger: HttpLogger;
   /** Stops in order: no new work, waiting requests answered, checkpoints, store closed. */
   close(): Promise<void>;
 }
@@ -41,7 +43,10 @@ export async function buildApp(settings: Settings, overrides: Overrides = {}): P
   await service.start();
   const http = await buildHttp({ service, logger, apiToken: settings.API_TOKEN });
   // Before the server closes: it waits for every request, and those that wait for an operation end only now.
-  http.addHook('preClose', () => service.stop());
+  http.addHook('preClose', async () => {
+    await service.stop();
+    setTimeout(() => http.server.closeAllConnections(), LAST_REPLIES_MS).unref();
+  });
   await http.ready();
   return { http, service, logger, close: () => http.close() };
 }

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { type Logger, pino } from 'pino';
 import pretty from 'pino-pretty';
 import { type App, buildApp } from './app.ts';
-import { readSettings, type Settings, StartError } from './settings.ts';
+import { readSettings, type Settings, StartError, usage } from './settings.ts';
 
 /** Exit codes: 1 is a crash. */
 const STOPPED = 0;
@@ -15,8 +15,27 @@ const CANNOT_START = 2;
 const CUT_CONNECTIONS_MS = 6_500;
 const LAST_MOMENT_MS = 7_500;
 
+/** JSON lines, or on a terminal one readable line for each entry. */
 function loggerOf({ LOG_LEVEL }: Settings): Logger {
-  return process.stdout.isTTY ? pino({ level: LOG_LEVEL }, pretty({ sync: true })) : pino({ level: LOG_LEVEL });
+  if (!process.stdout.isTTY) return pino({ level: LOG_LEVEL });
+  const onTerminal = pretty({
+    sync: true,
+    singleLine: true,
+    ignore: 'pid,hostname,method,url,status,ms',
+    messageFormat: ({ msg, method, url, status, ms }) =>
+      method === undefined ? String(msg) : `${method} ${url} ${status} ${ms} ms`,
+  });
+  return pino({ level: LOG_LEVEL }, onTerminal);
+}
+
+/** Why the port cannot be had, with the system's name of it. */
+function whyDeaf({ code, message }: NodeJS.ErrnoException, { HOST, PORT }: Settings): string {
+  if (code === 'EADDRINUSE')
+    return `another process listens on ${HOST} port ${PORT} (EADDRINUSE): set PORT, 0 is any free one`;
+  if (code === 'EACCES') return `this user may not listen on port ${PORT} (EACCES): set PORT`;
+  if (code === 'ENOTFOUND') return `${HOST} has no address (ENOTFOUND): set HOST`;
+  if (code === 'EADDRNOTAVAIL') return `${HOST} is no address of this machine (EADDRNOTAVAIL): set HOST`;
+  return message;
 }
 
 /** Everything acknowledged is in the journal, so a stop that is not finished in time loses nothing. */
@@ -27,6 +46,7 @@ async function stop({ http, logger, close }: App): Promise<never> {
     process.exit(STOPPED);
   }, LAST_MOMENT_MS);
   await close();
+  logger.info('stopped');
   process.exit(STOPPED);
 }
 
@@ -50,17 +70,22 @@ function stopOnSignals(logger: Logger): { app: App | null } {
   return running;
 }
 
-async function listen({ http }: App, { HOST, PORT }: Settings): Promise<string> {
+async function listen({ http }: App, settings: Settings): Promise<string> {
+  const { HOST: host, PORT } = settings;
   try {
-    await http.listen({ host: HOST, port: PORT, listenTextResolver: (address) => `bound to ${address}` });
+    await http.listen({ host, port: PORT, listenTextResolver: (at) => `Swagger UI: ${at}/docs` });
   } catch (error) {
-    throw new StartError([`HOST, PORT: ${(error as Error).message}`]);
+    throw new StartError([`HOST, PORT: ${whyDeaf(error as NodeJS.ErrnoException, settings)}`]);
   }
   const { address, port } = http.server.address() as AddressInfo;
   return `http://${address.includes(':') ? `[${address}]` : address}:${port}`;
 }
 
 async function main(): Promise<void> {
+  if (process.argv.includes('--help')) {
+    console.log(usage());
+    return;
+  }
   const settings = readSettings(process.env, process.argv.slice(2));
   const logger = loggerOf(settings);
   process.on('uncaughtException', (error) => crash(logger, error));

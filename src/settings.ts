@@ -2,8 +2,8 @@
 
 import { isIP } from 'node:net';
 import envSchema from 'env-schema';
-import { webhookAllowErrors } from './service/webhook-policy.ts';
 import { CHECKPOINT_COMMANDS, DEFAULT_JOURNAL_KEEP } from './service/limits.ts';
+import { webhookAllowErrors } from './service/webhook-policy.ts';
 
 export interface Settings {
   HOST: string;
@@ -63,7 +63,10 @@ export function readSettings(env: Readonly<Record<string, string | undefined>>, 
   const errors = [...flags.errors];
   const given = { ...namedIn(env), ...flags.given };
   const values = checkSchema(given, errors);
-  const allowed = String(values.WEBHOOK_ALLOW ?? '').split(',').map((entry) => entry.trim()).filter((entry) => entry !== '');
+  const allowed = String(values.WEBHOOK_ALLOW ?? '')
+    .split(',')
+    .map((entry) => entry.trim())
+    .filter((entry) => entry !== '');
   errors.push(...webhookAllowErrors(allowed).map((error) => `WEBHOOK_ALLOW: ${error}`));
   const settings = {
     ...(values as unknown as Settings),
@@ -103,6 +106,15 @@ function readFlags(args: readonly string[]): { given: Given; errors: string[] } 
 
 const flagOf = (name: string): string => `--${name.toLowerCase().replaceAll('_', '-')}`;
 
+/** What `--help` prints: each flag, its variable and its default. */
+export function usage(): string {
+  const line = ([name, schema]: [string, { default?: unknown }]): string =>
+    `  ${flagOf(name).padEnd(24)}${name.padEnd(22)}${schema.default ?? ''}`.trimEnd();
+  const head = `  ${'flag'.padEnd(24)}${'or variable'.padEnd(22)}default`;
+  const lines = Object.entries(SCHEMA.properties as Record<string, { default?: unknown }>).map(line);
+  return ['npm start -- [flags]', head, ...lines, 'docs/reference/settings.md says what they do'].join('\n');
+}
+
 interface SchemaError {
   instancePath: string;
   keyword: string;
@@ -112,7 +124,8 @@ interface SchemaError {
 
 /** The values with their defaults; what does not fit is added to `errors` and left at its default. */
 function checkSchema(given: Given, errors: string[]): Record<string, unknown> {
-  const validate = (data: Given): Record<string, unknown> => envSchema({ schema: structuredClone(SCHEMA), data, env: false });
+  const validate = (data: Given): Record<string, unknown> =>
+    envSchema({ schema: structuredClone(SCHEMA), data, env: false });
   try {
     return validate(given);
   } catch (error) {
@@ -121,7 +134,12 @@ function checkSchema(given: Given, errors: string[]): Record<string, unknown> {
     const sane = { ...given };
     for (const { instancePath, keyword, message, params } of found) {
       const name = instancePath.slice(1);
-      const expected = keyword === 'pattern' ? EXPECTED[name] : keyword === 'enum' ? `must be one of ${params.allowedValues?.join(', ')}` : message;
+      const expected =
+        keyword === 'pattern'
+          ? EXPECTED[name]
+          : keyword === 'enum'
+            ? `must be one of ${params.allowedValues?.join(', ')}`
+            : message;
       errors.push(`${name}: ${name === 'API_TOKEN' ? '' : `'${given[name]}' `}${expected}`);
       delete sane[name];
     }

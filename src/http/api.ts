@@ -1,8 +1,8 @@
 // The type of the Fastify instance that routes are added to, and what they find on it.
 
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
 import type { FastifyBaseLogger, FastifyInstance, RawServerDefault } from 'fastify';
-import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Service } from '../service/service.ts';
 
 /** What routes call: the service without its private parts. */
@@ -22,7 +22,16 @@ export type ServicePort = Pick<
   | 'stats'
 >;
 
-export type Api = FastifyInstance<RawServerDefault, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>;
+/** The logger that the server is given. */
+export type HttpLogger = FastifyBaseLogger;
+
+export type Api = FastifyInstance<
+  RawServerDefault,
+  IncomingMessage,
+  ServerResponse,
+  FastifyBaseLogger,
+  TypeBoxTypeProvider
+>;
 
 /** What the line of the request log says beyond method, path and status. */
 export interface Logged {

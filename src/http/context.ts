@@ -33,9 +33,11 @@ export function contextOf(request: FastifyRequest): RequestContext {
 /** Two requests are the same when method, path and body are. */
 function hashOf(request: FastifyRequest): Uint8Array {
   const { method, url, body } = request;
-  return createHash('sha256').update(`${method} ${url}\n${JSON.stringify(body ?? null)}`).digest();
+  return createHash('sha256')
+    .update(`${method} ${url}\n${JSON.stringify(body ?? null)}`)
+    .digest();
 }
 
 /** RFC 7240: preferences are separated by commas, their parameters by semicolons; unknown ones are ignored. */
 const prefersAsync = (prefer: string | null): boolean =>
-  prefer !== null && prefer.split(',').some((preference) => preference.split(';', 1)[0]?.trim().toLowerCase() === 'respond-async');
+  (prefer ?? '').split(',').some((preference) => preference.split(';', 1)[0]?.trim().toLowerCase() === 'respond-async');

@@ -59,8 +59,6 @@ function frameworkAnswer(
       return plain('not-found', error.message);
     case 413:
       return plain('body-too-large', `the body is larger than ${BODY_LIMIT} bytes`, { limit: BODY_LIMIT });
-    case 414:
-      return plain('uri-too-long', error.message);
     case 415:
       return plain('content-type', 'the body must be application/json', { accept: 'application/json' });
     case 503:

@@ -3,8 +3,8 @@
 import { getHeapStatistics } from 'node:v8';
 import bearerAuth from '@fastify/bearer-auth';
 import helmet, { type FastifyHelmetOptions } from '@fastify/helmet';
-import underPressure from '@fastify/under-pressure';
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox';
+import underPressure from '@fastify/under-pressure';
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController, type RouteOptions } from 'fastify';
 import type { Api, ServicePort } from './api.ts';
 import { requestIdOf } from './context.ts';
@@ -28,6 +28,7 @@ import { dmaRoutes } from './routes/dma.ts';
 import { groupRoutes } from './routes/groups.ts';
 import { hostRoutes } from './routes/hosts.ts';
 import { lookingInRoutes } from './routes/looking-in.ts';
+import { memoryRoutes } from './routes/memory.ts';
 import { notifierRoutes } from './routes/notifiers.ts';
 import { operationRoutes } from './routes/operations.ts';
 import { pageRoutes } from './routes/pages.ts';
@@ -78,7 +79,16 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
   const metrics = new Metrics(service);
   app.addHook('onResponse', async (request, reply) => {
     metrics.observe(request, reply);
-    request.log.info({ method: request.method, url: request.url.slice(0, 500), status: reply.statusCode, ms: Math.round(reply.elapsedTime * 1000) / 1000, ...request.logged }, 'request');
+    request.log.info(
+      {
+        method: request.method,
+        url: request.url.slice(0, 500),
+        status: reply.statusCode,
+        ms: Math.round(reply.elapsedTime * 1000) / 1000,
+        ...request.logged,
+      },
+      'request',
+    );
   });
   // Long polls end at once; what waits for an operation is ended by the service, which stops next.
   app.addHook('preClose', async () => stopping.abort());
@@ -99,7 +109,20 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
   await app.register(async (guarded) => {
     if (apiToken !== null) await requireToken(guarded, apiToken);
     const api = guarded.withTypeProvider<TypeBoxTypeProvider>();
-    for (const routes of [dmaRoutes, pinRoutes, notifierRoutes, deviceRoutes, containerRoutes, groupRoutes, taskRoutes, pageRoutes, operationRoutes, lookingInRoutes, hostRoutes])
+    for (const routes of [
+      dmaRoutes,
+      pinRoutes,
+      notifierRoutes,
+      deviceRoutes,
+      containerRoutes,
+      groupRoutes,
+      taskRoutes,
+      memoryRoutes,
+      pageRoutes,
+      operationRoutes,
+      lookingInRoutes,
+      hostRoutes,
+    ])
       routes(api);
     metricsRoute(api, metrics);
   });
@@ -109,7 +132,12 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
 
 /** Everything in this scope wants `Authorization: Bearer <token>`; the comparison takes the same time for every guess. */
 async function requireToken(scope: FastifyInstance, token: string): Promise<void> {
-  await scope.register(bearerAuth, { keys: [token], addHook: false, specCompliance: 'rfc6749', verifyErrorLogLevel: 'debug' });
+  await scope.register(bearerAuth, {
+    keys: [token],
+    addHook: false,
+    specCompliance: 'rfc6749',
+    verifyErrorLogLevel: 'debug',
+  });
   scope.addHook('onRequest', (request, reply, done) => scope.verifyBearerAuth?.(request, reply, done));
 }
 

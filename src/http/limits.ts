@@ -19,8 +19,8 @@ export const MAX_TREE_DEPTH = 16;
 export const MAX_REQUEST_ID = 128;
 export const MAX_IDEMPOTENCY_KEY = 255;
 export const MAX_NOTIFICATION_ID = 128;
-/** Characters of one path segment: the longest id of ours, with room. */
-export const MAX_PARAM = 256;
+/** Characters of one path segment: as many as Node's 16 KiB of headers let through, so that the schema refuses it by name. */
+export const MAX_PARAM = 16 * 1024;
 /** Characters of a webhook's URL and secret. */
 export const MAX_URL = 2048;
 export const MAX_SECRET = 256;

@@ -3,24 +3,35 @@
 import Type, { type Static } from 'typebox';
 import type { Delivery, NotifierSpec } from '../kernel/command.ts';
 import { MAX_SECRET, MAX_TIMEOUT_MS, MAX_URL } from './limits.ts';
-import { int, mask, numberOf } from './parse.ts';
-import { CInt, closed, Flags, Id, Int, INT_MAX, Names } from './schema.ts';
+import { int, numberOf, word } from './parse.ts';
+import { CInt, closed, Flags, Id, INT_MAX, Int, Names } from './schema.ts';
 
 const EVENTS = { DMA_UNMAP: 1 };
 /** VFIO_IOMMU_NOTIFY and VFIO_GROUP_NOTIFY. */
 const TYPES = { IOMMU: 0, GROUP: 1 };
 
-export const NotifierType = Type.Union([Names(['IOMMU', 'GROUP'], 'Notifier type by name'), Int('Notifier type by number')], {
-  description: 'IOMMU (0, the default), GROUP (1), or any number',
-});
+export const NotifierType = Type.Union(
+  [Names(['IOMMU', 'GROUP'], 'Notifier type by name'), Int('Notifier type by number')],
+  {
+    description: 'IOMMU (0, the default), GROUP (1), or any number',
+  },
+);
 
 const DeliveryBody = Type.Union(
   [
     closed({ kind: Type.Literal('poll') }),
     closed({
       kind: Type.Literal('webhook'),
-      url: Type.String({ pattern: '^https?://[^\\s]+$', maxLength: MAX_URL, description: 'Where notifications are POSTed' }),
-      secret: Type.String({ minLength: 1, maxLength: MAX_SECRET, description: 'Key of the signature (Standard Webhooks)' }),
+      url: Type.String({
+        pattern: '^https?://[^\\s]+$',
+        maxLength: MAX_URL,
+        description: 'Where notifications are POSTed',
+      }),
+      secret: Type.String({
+        minLength: 1,
+        maxLength: MAX_SECRET,
+        description: 'Key of the signature (Standard Webhooks)',
+      }),
     }),
     closed({
       kind: Type.Literal('builtin'),
@@ -51,10 +62,16 @@ function deliveryOf(body: Static<typeof DeliveryBody>): Delivery {
   return { kind, behavior, n, delay_ms: int(delay_ms) };
 }
 
-export function notifierOf({ id, events, type = 'IOMMU', priority = 0, delivery }: Static<typeof NotifierBody>): NotifierSpec {
+export function notifierOf({
+  id,
+  events,
+  type = 'IOMMU',
+  priority = 0,
+  delivery,
+}: Static<typeof NotifierBody>): NotifierSpec {
   return {
     ...(id === undefined ? {} : { id }),
-    events: mask(events, EVENTS),
+    events: word(events, EVENTS),
     type: notifierType(type),
     priority: int(priority),
     delivery: deliveryOf(delivery),

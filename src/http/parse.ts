@@ -19,6 +19,10 @@ export function mask(value: readonly string[] | number, bits: Readonly<Record<st
   return value.reduce((word, name) => word | (bits[name] ?? 0), 0);
 }
 
+/** An unsigned long from names of its bits or from an integer: all its bits count. */
+export const word = (value: readonly string[] | number, bits: Readonly<Record<string, number>>): number =>
+  typeof value === 'number' ? int(value) : mask(value, bits);
+
 /** A number from one of its names or from itself. */
 export const numberOf = (value: string | number, names: Readonly<Record<string, number>>): number =>
   typeof value === 'number' ? int(value) : (names[value] ?? 0);

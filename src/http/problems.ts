@@ -42,7 +42,6 @@ export const CAUSES = {
   'method-not-allowed': { status: 405, title: 'Method not allowed' },
   'host-exists': { status: 409, title: 'Host exists with other options' },
   'body-too-large': { status: 413, title: 'Body too large' },
-  'uri-too-long': { status: 414, title: 'Path segment too long' },
   'content-type': { status: 415, title: 'Content type not supported' },
   'idempotency-mismatch': { status: 422, title: 'Idempotency-Key used with another request' },
   unavailable: { status: 503, title: 'Not available now' },

@@ -5,7 +5,6 @@ import type { Command } from '../kernel/command.ts';
 import type { Host } from '../kernel/host.ts';
 import type { Fields, Outcome, Refusal, Value } from '../kernel/outcome.ts';
 import { viewOperation } from '../kernel/view/host.ts';
-import type { Answer } from '../service/answer.ts';
 import { contextOf } from './context.ts';
 import { encodeCursor, type Json, type JsonFields, type Key, printed, printedFields } from './parse.ts';
 import { type ProblemBody, problemOfCause, problemOfErrno } from './problems.ts';
@@ -20,10 +19,11 @@ export async function submit(request: FastifyRequest, reply: FastifyReply, comma
   request.logged = { host, op: command.op, seq, ret: outcome.ret, errno: outcome.refusal?.errno };
   if (answer.replayed) reply.header('idempotent-replayed', 'true');
   if (answer.operation !== null) return accepted(request, reply, host, answer.operation, seq);
-  if (outcome.refusal !== undefined) {
-    const profile = await profileOf(request, host);
-    return sendProblem(reply, refused(outcome.refusal, command.op, answer.request_id, { profile, seq }));
-  }
+  if (outcome.refusal !== undefined)
+    return sendProblem(
+      reply,
+      refused(outcome.refusal, command.op, answer.request_id, { profile: answer.profile, seq }),
+    );
   reply.code(outcome.created === true ? 201 : 200);
   return done(outcome, seq);
 }
@@ -31,18 +31,23 @@ export async function submit(request: FastifyRequest, reply: FastifyReply, comma
 const done = ({ ret, fields }: Outcome, seq: number): JsonFields => ({ ret, ...printedFields(fields), seq });
 
 /** 202 with the operation. It may be gone by now (a late replay, a reset): then the reply says what is known of it without. */
-async function accepted(request: FastifyRequest, reply: FastifyReply, host: string, id: string, seq: number): Promise<unknown> {
-  reply.code(202).header('location', `/v1/hosts/${host}/operations/${id}`).header('preference-applied', 'respond-async');
-  const shown = await showOperation(request, (state) => viewOperation(state, id)).catch(() => ({ id, kind: id.replace(/-\d+$/, '') }));
+async function accepted(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  host: string,
+  id: string,
+  seq: number,
+): Promise<unknown> {
+  reply
+    .code(202)
+    .header('location', `/v1/hosts/${host}/operations/${id}`)
+    .header('preference-applied', 'respond-async');
+  const shown = await showOperation(request, (state) => viewOperation(state, id)).catch(() => ({
+    id,
+    kind: id.replace(/-\d+$/, ''),
+  }));
   return { ret: 0, ...shown, seq };
 }
-
-/** The host's profile; left out where the host has gone since it answered. */
-const profileOf = (request: FastifyRequest, host: string): Promise<string | undefined> =>
-  request.server.service.read(host, (state) => state.profile.name).then(
-    ({ value }) => value,
-    () => undefined,
-  );
 
 /** A refusal of the emulated kernel as a problem. What the kernel fills in although it refuses stands beside it. */
 export function refused(refusal: Refusal, op: string, instance: string, about: Record<string, unknown>): ProblemBody {
@@ -83,10 +88,12 @@ export async function showPage(
 }
 
 /** Entries of a log, and whether older ones of the span have been dropped. */
-export function logBody({ items, truncated }: { items: Fields[]; truncated: boolean }): { items: Json; truncated?: true } {
+export function logBody({ items, truncated }: { items: Fields[]; truncated: boolean }): {
+  items: Json;
+  truncated?: true;
+} {
   return { items: printed(items), ...(truncated ? { truncated: true } : {}) };
 }
-
 
 /** Aborted when the client hangs up or the server stops: what waits only for this reply may end. */
 export function endOf(request: FastifyRequest, reply: FastifyReply): AbortSignal {
@@ -98,7 +105,10 @@ export function endOf(request: FastifyRequest, reply: FastifyReply): AbortSignal
 /** An operation; what a finished one was refused with becomes a whole problem. */
 export async function showOperation(request: FastifyRequest, view: (host: Host) => Fields): Promise<JsonFields> {
   const host = hostOf(request);
-  const { value } = await request.server.service.read(host, (state) => ({ operation: view(state), profile: state.profile.name }));
+  const { value } = await request.server.service.read(host, (state) => ({
+    operation: view(state),
+    profile: state.profile.name,
+  }));
   request.logged = { ...request.logged, host };
   return operationBody(value.operation, value.profile);
 }
@@ -109,7 +119,10 @@ export async function showOperations(
   view: (host: Host) => { items: Fields[]; next: Key | null },
 ): Promise<{ items: Json; next_cursor: string | null }> {
   const host = hostOf(request);
-  const { value } = await request.server.service.read(host, (state) => ({ ...view(state), profile: state.profile.name }));
+  const { value } = await request.server.service.read(host, (state) => ({
+    ...view(state),
+    profile: state.profile.name,
+  }));
   request.logged = { host };
   const items = value.items.map((operation) => operationBody(operation, value.profile));
   return { items, next_cursor: value.next === null ? null : encodeCursor(value.next) };
@@ -121,7 +134,10 @@ function operationBody(operation: Fields, profile: string): JsonFields {
   const { errno, detail, ret: _, ...extensions } = problem as JsonFields;
   const refusal = { errno: errno as Refusal['errno'], detail: String(detail) };
   const about = { profile, seq: rest.seq, ...extensions };
-  return { ...rest, problem: refused(refusal, String(rest.kind), String(rest.request_id), about) as unknown as JsonFields };
+  return {
+    ...rest,
+    problem: refused(refusal, String(rest.kind), String(rest.request_id), about) as unknown as JsonFields,
+  };
 }
 
 /** Reads a span of a log. */
@@ -139,12 +155,20 @@ export async function showLog<T extends object>(
 export function printLines(reply: FastifyReply, { items }: { items: Fields[] }): string {
   reply.type('text/plain; charset=utf-8');
   return items
-    .flatMap(({ at, text }) => String(text).split('\n').map((line) => `[${(Number(at) / 1000).toFixed(3)}] ${line}\n`))
+    .flatMap(({ at, text }) =>
+      String(text)
+        .split('\n')
+        .map((line) => `[${(Number(at) / 1000).toFixed(3)}] ${line}\n`),
+    )
     .join('');
 }
 
 /** One page of items that are sorted by id. */
-export function pageOf(items: Fields[], after: string | null, limit: number): { items: Json; next_cursor: string | null } {
+export function pageOf(
+  items: Fields[],
+  after: string | null,
+  limit: number,
+): { items: Json; next_cursor: string | null } {
   const rest = items.filter(({ id }) => after === null || String(id) > after);
   const shown = rest.slice(0, limit);
   const last = shown.at(-1);

@@ -30,9 +30,11 @@ export function schemaCompiler(): FastifySchemaCompiler<TSchema> {
   return ({ schema, httpPart }) => {
     const place: Place = PLACES[(httpPart ?? 'body') as keyof typeof PLACES];
     const ajv = place === 'body' ? exact : text;
-    const check = ajv.first.compile(schema);
+    // Compiled at the first request: all of them at once would be most of the time of a start.
+    let check: ValidateFunction | undefined;
     let checkAll: ValidateFunction | undefined;
     return (data: unknown) => {
+      check ??= ajv.first.compile(schema);
       if (check(data)) return { value: data };
       let errors = check.errors ?? [];
       if (place !== 'body' || JSON.stringify(data).length <= ALL_VIOLATIONS_BYTES) {

@@ -75,7 +75,13 @@ export const DIRTY_PAGES_GET_BITMAP = 4;
 export type Command =
   | { op: 'patch_host'; dma_entry_limit?: number; notifier_timeout_ms?: number; ttl_s?: number | null }
   // tasks and memory
-  | { op: 'put_task'; task: string; rlimit_memlock: bigint | 'unlimited'; cap_ipc_lock: boolean; thread_of: string | null }
+  | {
+      op: 'put_task';
+      task: string;
+      rlimit_memlock: bigint | 'unlimited';
+      cap_ipc_lock: boolean;
+      thread_of: string | null;
+    }
   | { op: 'patch_task'; task: string; rlimit_memlock?: bigint | 'unlimited'; cap_ipc_lock?: boolean }
   | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
   | { op: 'munmap'; task: string; addr: bigint; length: bigint }
@@ -101,7 +107,16 @@ export type Command =
   | { op: 'open_device'; device: string }
   | { op: 'close_device'; device: string }
   // DMA mappings
-  | { op: 'map_dma'; container: string; task: string; iova: bigint; vaddr: bigint; size: bigint; flags: number; argsz: number }
+  | {
+      op: 'map_dma';
+      container: string;
+      task: string;
+      iova: bigint;
+      vaddr: bigint;
+      size: bigint;
+      flags: number;
+      argsz: number;
+    }
   | {
       op: 'unmap_dma';
       container: string;
@@ -124,14 +139,29 @@ export type Command =
       task: string | null;
     }
   /** data: base64 of the bytes to write; a null task is a kernel thread. */
-  | { op: 'dma_rw'; device: string; iova: bigint; length: number; write: boolean; data: string | null; task: string | null }
+  | {
+      op: 'dma_rw';
+      device: string;
+      iova: bigint;
+      length: number;
+      write: boolean;
+      data: string | null;
+      task: string | null;
+    }
   // pin and unpin; `contiguous` is set in the form that starts at an iova, where user_pfn is empty
   | { op: 'pin_pages'; device: string; user_pfn: number[]; npage: number; prot: number; contiguous?: { iova: bigint } }
   | { op: 'unpin_pages'; device: string; user_pfn: number[]; npage: number; contiguous?: { iova: bigint } }
   // notifiers
   | { op: 'register_notifier'; device: string; notifier: NotifierSpec }
   | { op: 'unregister_notifier'; device: string; notifier: string; type: number | null }
-  | { op: 'ack_notification'; device: string; notification: string; ret: number; reason: 'ack' | 'webhook_failed' | 'slow_builtin'; detail: string | null }
+  | {
+      op: 'ack_notification';
+      device: string;
+      notification: string;
+      ret: number;
+      reason: 'ack' | 'webhook_failed' | 'slow_builtin';
+      detail: string | null;
+    }
   | { op: 'notification_timeout'; notification: string }
   /** A fatal signal for the thread that sleeps in an operation. */
   | { op: 'kill_operation'; operation: string }

@@ -1,8 +1,8 @@
 // Failures that are forced on a later call, as the kernel's own fault injection does: the n-th allocation or wait of that call.
 
 import type { Command, Op } from './command.ts';
-import type { Host } from './host.ts';
 import { Errno, NoSuchObject } from './errno.ts';
+import type { Host } from './host.ts';
 import { MAX_FAULTS } from './limits.ts';
 import type { Done } from './outcome.ts';
 

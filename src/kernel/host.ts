@@ -1,11 +1,11 @@
 // One emulated Linux machine: all of its state, as data. Nothing outside this object influences what a command does.
 
-import { type Call, type HostOptions } from './command.ts';
+import type { Call, HostOptions } from './command.ts';
+import { type FaultRule, takeFaults } from './fault-rule.ts';
 import { Log } from './lib/log.ts';
 import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
 import { Mm } from './mm/mm.ts';
 import type { Operation } from './operation.ts';
-import { type FaultRule, takeFaults } from './fault-rule.ts';
 import { type Profile, profileWith } from './profile.ts';
 import { Vfio } from './vfio/vfio.ts';
 

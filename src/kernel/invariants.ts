@@ -1,15 +1,17 @@
 // What must hold of a host after every command, recomputed from scratch: nothing here trusts a counter it can count itself.
 
 import type { Host } from './host.ts';
-import { printRange } from './lib/u64.ts';
 import { checkRbTree } from './lib/rbtree.ts';
+import { printRange } from './lib/u64.ts';
 import { checkMm } from './mm/check.ts';
 import { isInvalidOrReserved } from './mm/page.ts';
 import type { Container } from './vfio/container.ts';
 import { mappingsOf, type VfioDma } from './vfio/dma.ts';
-import type { Iommu } from './vfio/iommu.ts';
 import { chargeOf } from './vfio/domain.ts';
+import type { Iommu } from './vfio/iommu.ts';
 import { checkPfnList, firstPfn, nextPfn } from './vfio/pfn-list.ts';
+
+type Say = (text: string) => void;
 
 /** Every violation, in words; empty when the host is sound. */
 export function violations(host: Host): string[] {
@@ -33,12 +35,19 @@ export function violations(host: Host): string[] {
   return [...found, ...checkMm(host)];
 }
 
-function checkIommu(host: Host, container: Container, iommu: Iommu, say: (text: string) => void): { mappings: number; records: number } {
+function checkIommu(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  say: (text: string) => void,
+): { mappings: number; records: number } {
   const { dmas, pfns } = host.vfio;
   const where = `container ${container.id}`;
   // Not strictly: a mapping that ends at 2^64 is not found by the overlap test, so the same range can be mapped twice.
   const isBefore = (a: number, b: number): boolean => dmas.at(a).iova <= dmas.at(b).iova;
-  for (const text of checkRbTree(dmas.links, iommu.dma_list, iommu.dma_entry_limit - iommu.dma_avail, isBefore)) say(`${where} dma_list: ${text}`);
+  for (const text of checkRbTree(dmas.links, iommu.dma_list, iommu.dma_entry_limit - iommu.dma_avail, isBefore))
+    say(`${where} dma_list: ${text}`);
+  const hidden = hiddenIovas(host, iommu);
   let mappings = 0;
   let records = 0;
   let invalid = 0;
@@ -46,28 +55,44 @@ function checkIommu(host: Host, container: Container, iommu: Iommu, say: (text: 
   const references = new Map<number, number>();
   for (const dma of mappingsOf(dmas, iommu.dma_list)) {
     mappings++;
-    if (dma.container !== container.id) say(`${where}: mapping ${printRange(dma.iova, dma.npage)} says container ${dma.container}`);
-    const touching = before !== null && dmas.endOf(before) !== 0 && dmas.endOf(dma) !== 0 && before.iova + before.npage > dma.iova;
-    if (touching) say(`${where}: mappings overlap at ${printRange(dma.iova, dma.npage)}`);
-    if (dmas.endOf(dma) !== 0) before = dma;
+    if (dma.container !== container.id)
+      say(`${where}: mapping ${printRange(dma.iova, dma.npage)} says container ${dma.container}`);
+    // What no lookup finds overlaps others unseen.
+    const isHidden = hidden.has(dma.iova);
+    if (!isHidden && before !== null && before.iova + before.npage > dma.iova)
+      say(`${where}: mappings overlap at ${printRange(dma.iova, dma.npage)}`);
+    if (!isHidden) before = dma;
     if (dma.vaddr_invalid) invalid++;
-    const at = (text: string): void => say(`${where} ${printRange(dma.iova, dma.npage)}: ${text}`);
+    const at: Say = (text) => say(`${where} ${printRange(dma.iova, dma.npage)}: ${text}`);
     records += checkRecords(host, dma, references, at);
     checkMapped(host, iommu, dma, at);
-    for (const text of checkPfnList(pfns, dma.pfn_list)) say(`${where} ${printRange(dma.iova, dma.npage)} pfn_list: ${text}`);
+    for (const text of checkPfnList(pfns, dma.pfn_list))
+      say(`${where} ${printRange(dma.iova, dma.npage)} pfn_list: ${text}`);
   }
   checkLedger(iommu, references, (text) => say(`${where}: ${text}`));
-  const unscoped = [...iommu.external_groups, ...(iommu.domain?.groups ?? [])].filter((group) => !group.pinned_page_dirty_scope);
+  const unscoped = [...iommu.external_groups, ...(iommu.domain?.groups ?? [])].filter(
+    (group) => !group.pinned_page_dirty_scope,
+  );
   if (unscoped.length !== iommu.num_non_pinned_groups)
     say(`${where}: num_non_pinned_groups ${iommu.num_non_pinned_groups}, counted ${unscoped.length}`);
   if (iommu.dma_avail + mappings !== iommu.dma_entry_limit)
-    say(`${where}: dma_avail ${iommu.dma_avail} + ${mappings} mappings is not dma_entry_limit ${iommu.dma_entry_limit}`);
-  if (invalid !== iommu.vaddr_invalid_count) say(`${where}: vaddr_invalid_count ${iommu.vaddr_invalid_count}, counted ${invalid}`);
+    say(
+      `${where}: dma_avail ${iommu.dma_avail} + ${mappings} mappings is not dma_entry_limit ${iommu.dma_entry_limit}`,
+    );
+  if (invalid !== iommu.vaddr_invalid_count)
+    say(`${where}: vaddr_invalid_count ${iommu.vaddr_invalid_count}, counted ${invalid}`);
   return { mappings, records };
 }
 
+/** Where mappings begin that end at 2^64 unfound: no lookup finds them, nor what hangs below them with the same iova. */
+function hiddenIovas({ vfio: { dmas } }: Host, iommu: Iommu): Set<number> {
+  const hidden = new Set<number>();
+  for (const dma of mappingsOf(dmas, iommu.dma_list)) if (dmas.endOf(dma) === 0) hidden.add(dma.iova);
+  return hidden;
+}
+
 /** The records of one mapping: inside it, referenced. A record with an offset in its page may begin a page too early. */
-function checkRecords(host: Host, dma: VfioDma, references: Map<number, number>, say: (text: string) => void): number {
+function checkRecords(host: Host, dma: VfioDma, references: Map<number, number>, say: Say): number {
   const { pfns } = host.vfio;
   let records = 0;
   for (let slot = firstPfn(pfns, dma.pfn_list); slot !== 0; slot = nextPfn(pfns, slot)) {
@@ -88,7 +113,8 @@ function checkLedger(iommu: Iommu, references: Map<number, number>, say: (text: 
   for (const { leaves } of iommu.ledger.values())
     for (const runs of leaves.values())
       for (const run of runs)
-        for (let iova = run.iova; iova < run.iova + run.npage; iova++) owned.set(iova, (owned.get(iova) ?? 0) + run.references);
+        for (let iova = run.iova; iova < run.iova + run.npage; iova++)
+          owned.set(iova, (owned.get(iova) ?? 0) + run.references);
   for (const [iova, count] of references)
     if (owned.get(iova) !== count) say(`iova page ${iova} has ${count} references, the ledger ${owned.get(iova) ?? 0}`);
   for (const iova of owned.keys()) if (!references.has(iova)) say(`the ledger has iova page ${iova}, no record does`);
@@ -104,16 +130,22 @@ function checkMapped(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string)
   }
   const isHidden = host.vfio.dmas.endOf(dma) === 0;
   if (iommu.domain !== null && dma.mapped.length === 0 && !isHidden) say('no page is mapped for the IOMMU');
-  if (dma.mapped.length > 0 && end !== dma.iova + dma.npage) say(`only ${end - dma.iova} of ${dma.npage} pages are mapped`);
+  if (dma.mapped.length > 0 && end !== dma.iova + dma.npage)
+    say(`only ${end - dma.iova} of ${dma.npage} pages are mapped`);
   if ((dma.bitmap !== null) !== iommu.dirty_page_tracking) say('a dirty bitmap without a dirty log, or none with one');
 }
 
 function checkUsers(host: Host, say: (text: string) => void): void {
   const { groups, containers, devices } = host.vfio;
+  const waiting = new Map<string, number>();
+  for (const { kind, state, locals } of host.operations.values())
+    if (kind !== 'unmap_dma' && kind !== 'set_container' && state !== 'done')
+      waiting.set(locals.group, (waiting.get(locals.group) ?? 0) + 1);
   for (const group of groups.values()) {
     const open = group.devices.reduce((sum, id) => sum + (devices.get(id)?.open_count ?? 0), 0);
-    const users = open + (group.container !== null && group.fd_open ? 1 : 0);
-    if (users !== group.container_users) say(`group ${group.id}: container_users ${group.container_users}, counted ${users}`);
+    const users = open + (waiting.get(group.id) ?? 0) + (group.container !== null && group.fd_open ? 1 : 0);
+    if (users !== group.container_users)
+      say(`group ${group.id}: container_users ${group.container_users}, counted ${users}`);
     const bound = group.container !== null && containers.get(group.container)?.groups.includes(group.id);
     if (group.container !== null && !bound) say(`group ${group.id}: its container ${group.container} does not know it`);
   }

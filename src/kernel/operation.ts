@@ -1,8 +1,8 @@
 // The one kind of thing that waits: an operation is plain data in the host, so a restart in its middle resumes it.
 
+import { Errno, NoSuchObject } from './errno.ts';
 import { type Host, trace } from './host.ts';
-import { NoSuchObject } from './errno.ts';
-import { KEPT_OPERATIONS } from './limits.ts';
+import { KEPT_OPERATIONS, MAX_PARKED_OPERATIONS } from './limits.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
 import type { AttachLocals } from './vfio/attach.ts';
 import type { DmaRwLocals } from './vfio/dma-rw.ts';
@@ -39,6 +39,17 @@ export function getOperation(host: Host, id: string): Operation {
   const operation = host.operations.get(id);
   if (operation === undefined) throw new NoSuchObject('operation', id);
   return operation;
+}
+
+/** A function, so that the compiler does not take the state for what it was before a part of the operation ran. */
+export const isDone = ({ state }: Operation): boolean => state === 'done';
+
+/** EBUSY: too many operations wait in the host already. */
+export function requireRoomForOperation(host: Host): void {
+  let parked = 0;
+  for (const { state } of host.operations.values()) if (state !== 'done') parked++;
+  if (parked >= MAX_PARKED_OPERATIONS)
+    throw new Errno('EBUSY', `${parked} operations wait in this host, the most it holds (${MAX_PARKED_OPERATIONS})`);
 }
 
 /** Starts an operation of the command that is being executed; it is blocked until something continues it. */

@@ -20,68 +20,253 @@ const NO_EXTENSIONS: readonly number[] = [1, 3, 6];
 /** Values in the order 4.10, 5.4, 5.8, 5.15, 6.18. */
 export const BEHAVIOURS = {
   // The interface
-  release: behaviour('Release whose function names appear in splats', ['4.10.0', '5.4.0', '5.8.1', '5.15.85', '6.18.2']),
-  pinForm: behaviour('What a pin names: an array of user_pfn, or iova and npage of a contiguous range', ['user_pfn', 'user_pfn', 'user_pfn', 'user_pfn', 'iova']),
-  listener: behaviour('Who is told of an unmap: a registered notifier block, or the dma_unmap op of every open device', ['notifier', 'notifier', 'notifier', 'notifier', 'dma_unmap']),
-  extensions: behaviour<readonly number[]>('Numbers that VFIO_CHECK_EXTENSION answers 1 to without an iommu object', [NO_EXTENSIONS, NO_EXTENSIONS, NO_EXTENSIONS, [1, 3, 6, 9, 10], [1, 3, 9]]),
+  release: behaviour('Release whose function names appear in splats', [
+    '4.10.0',
+    '5.4.0',
+    '5.8.1',
+    '5.15.85',
+    '6.18.2',
+  ]),
+  pinForm: behaviour('What a pin names: an array of user_pfn, or iova and npage of a contiguous range', [
+    'user_pfn',
+    'user_pfn',
+    'user_pfn',
+    'user_pfn',
+    'iova',
+  ]),
+  listener: behaviour(
+    'Who is told of an unmap: a registered notifier block, or the dma_unmap op of every open device',
+    ['notifier', 'notifier', 'notifier', 'notifier', 'dma_unmap'],
+  ),
+  extensions: behaviour<readonly number[]>('Numbers that VFIO_CHECK_EXTENSION answers 1 to without an iommu object', [
+    NO_EXTENSIONS,
+    NO_EXTENSIONS,
+    NO_EXTENSIONS,
+    [1, 3, 6, 9, 10],
+    [1, 3, 9],
+  ]),
   mapFlags: behaviour<number>('Flag bits that VFIO_IOMMU_MAP_DMA knows', [0x3, 0x3, 0x3, 0x7, 0x7]),
   unmapFlags: behaviour<number>('Flag bits that VFIO_IOMMU_UNMAP_DMA knows', [0x0, 0x0, 0x1, 0x7, 0x7]),
-  rangeOverflow: behaviour('Errno of a mapping, and from 6.18 of a pin and an unmap, that passes the end of the 64-bit space', ['EINVAL', 'EINVAL', 'EINVAL', 'EINVAL', 'EOVERFLOW']),
-  unmapWrapTest: behaviour('Whether an unmap whose range passes the end of the 64-bit space is refused', [false, true, true, true, true]),
-  infoCapabilities: behaviour<readonly number[]>('Capability chain of VFIO_IOMMU_GET_INFO: 1 iova ranges (only if there are any), 2 migration, 3 dma_avail', [[], [1], [2, 1], [2, 3, 1], [2, 3, 1]]),
+  rangeOverflow: behaviour(
+    'Errno of a mapping, and from 6.18 of a pin and an unmap, that passes the end of the 64-bit space',
+    ['EINVAL', 'EINVAL', 'EINVAL', 'EINVAL', 'EOVERFLOW'],
+  ),
+  unmapWrapTest: behaviour('Whether an unmap whose range passes the end of the 64-bit space is refused', [
+    false,
+    true,
+    true,
+    true,
+    true,
+  ]),
+  infoCapabilities: behaviour<readonly number[]>(
+    'Capability chain of VFIO_IOMMU_GET_INFO: 1 iova ranges (only if there are any), 2 migration, 3 dma_avail',
+    [[], [1], [2, 1], [2, 3, 1], [2, 3, 1]],
+  ),
   infoCapabilityAlign: behaviour<number>('Bytes to which the size of each capability is rounded up', [1, 1, 1, 1, 8]),
 
   // Pin and unpin
   pinBias: behaviour<number>('Raw page references of one pin: 1024 since FOLL_PIN', [1, 1, 1024, 1024, 1024]),
-  multiDeviceGroupPin: behaviour('A pin from a device in a group of several devices', ['allowed', 'allowed', 'EINVAL', 'EINVAL', 'allowed']),
-  externalDomainNeeded: behaviour('Pin and unpin need an mdev group in the container', [true, false, false, false, false]),
-  deviceOpenCheck: behaviour('Pin, unpin and dma_rw through a device that is not open are refused with a WARN', [false, false, false, false, true]),
-  zeroPagePin: behaviour('The reference that a pin of the shared zero page takes', ['kept-for-ever', 'kept-for-ever', 'kept-for-ever', 'released-at-once', 'never-taken']),
-  pfnmapPfn: behaviour('Where the pfn of a VM_PFNMAP page comes from: the offset in the area, or the page table, faulted in', ['linear', 'linear', 'page-table', 'page-table', 'page-table']),
-  pfnmapReadOnlyWrite: behaviour('A write pin of a read-only VM_PFNMAP page', ['allowed', 'allowed', 'allowed', 'EFAULT', 'EFAULT']),
-  pfnWithoutStructPage: behaviour('A pin of a page that has no struct page', ['returned', 'returned', 'returned', 'returned', 'EINVAL']),
-  addRecordFailure: behaviour('No memory for a vfio_pfn: the page just pinned and its charge', ['leak', 'leak', 'leak', 'undone', 'undone']),
+  multiDeviceGroupPin: behaviour('A pin from a device in a group of several devices', [
+    'allowed',
+    'allowed',
+    'EINVAL',
+    'EINVAL',
+    'allowed',
+  ]),
+  externalDomainNeeded: behaviour('Pin and unpin need an mdev group in the container', [
+    true,
+    false,
+    false,
+    false,
+    false,
+  ]),
+  deviceOpenCheck: behaviour('Pin, unpin and dma_rw through a device that is not open are refused with a WARN', [
+    false,
+    false,
+    false,
+    false,
+    true,
+  ]),
+  zeroPagePin: behaviour('The reference that a pin of the shared zero page takes', [
+    'kept-for-ever',
+    'kept-for-ever',
+    'kept-for-ever',
+    'released-at-once',
+    'never-taken',
+  ]),
+  pfnmapPfn: behaviour(
+    'Where the pfn of a VM_PFNMAP page comes from: the offset in the area, or the page table, faulted in',
+    ['linear', 'linear', 'page-table', 'page-table', 'page-table'],
+  ),
+  pfnmapReadOnlyWrite: behaviour('A write pin of a read-only VM_PFNMAP page', [
+    'allowed',
+    'allowed',
+    'allowed',
+    'EFAULT',
+    'EFAULT',
+  ]),
+  pfnWithoutStructPage: behaviour('A pin of a page that has no struct page', [
+    'returned',
+    'returned',
+    'returned',
+    'returned',
+    'EINVAL',
+  ]),
+  addRecordFailure: behaviour('No memory for a vfio_pfn: the page just pinned and its charge', [
+    'leak',
+    'leak',
+    'leak',
+    'undone',
+    'undone',
+  ]),
 
   // Accounting
-  taskKept: behaviour('The task of a mapping: the calling thread, or the leader of its thread group', ['thread', 'leader', 'leader', 'leader', 'leader']),
-  mmKept: behaviour('Where the mm of a mapping comes from: its task at each use, or the mapping itself', ['task', 'task', 'task', 'task', 'mapping']),
-  capIpcLock: behaviour('When CAP_IPC_LOCK is looked at: at each pin, or once when the mapping is made', ['pin', 'map', 'map', 'map', 'map']),
-  limitTest: behaviour('When RLIMIT_MEMLOCK is tested for a pin: always, or only where the page is charged', ['always', 'charged', 'charged', 'charged', 'charged']),
-  charge: behaviour('How locked_vm changes: without a test, or under the limit and killable while it waits for the mm lock', ['unchecked', 'checked', 'checked', 'checked', 'checked']),
+  taskKept: behaviour('The task of a mapping: the calling thread, or the leader of its thread group', [
+    'thread',
+    'leader',
+    'leader',
+    'leader',
+    'leader',
+  ]),
+  mmKept: behaviour('Where the mm of a mapping comes from: its task at each use, or the mapping itself', [
+    'task',
+    'task',
+    'task',
+    'task',
+    'mapping',
+  ]),
+  capIpcLock: behaviour('When CAP_IPC_LOCK is looked at: at each pin, or once when the mapping is made', [
+    'pin',
+    'map',
+    'map',
+    'map',
+    'map',
+  ]),
+  limitTest: behaviour('When RLIMIT_MEMLOCK is tested for a pin: always, or only where the page is charged', [
+    'always',
+    'charged',
+    'charged',
+    'charged',
+    'charged',
+  ]),
+  charge: behaviour(
+    'How locked_vm changes: without a test, or under the limit and killable while it waits for the mm lock',
+    ['unchecked', 'checked', 'checked', 'checked', 'checked'],
+  ),
   underflowWarning: behaviour('Whether an uncharge below 0 warns once', [false, true, true, true, true]),
-  dmaEntryLimit: behaviour('Whether dma_entry_limit bounds the mappings of a container', [false, true, true, true, true]),
+  dmaEntryLimit: behaviour('Whether dma_entry_limit bounds the mappings of a container', [
+    false,
+    true,
+    true,
+    true,
+    true,
+  ]),
 
   // Map and unmap
-  iovaRanges: behaviour('Whether reserved regions and apertures of IOMMU-backed groups bound the iovas', [false, true, true, true, true]),
-  endOfSpace: behaviour('Whether a mapping that ends at 2^64 is found', ['hidden', 'hidden', 'hidden', 'hidden', 'found']),
-  unmapOrder: behaviour('How an unmap walks the mappings: any overlapping one from the root of the tree, or by iova', ['tree', 'tree', 'tree', 'ascending', 'ascending']),
-  foreignMmUnmap: behaviour('An unmap meets a mapping of another mm: it ends there with success, or goes on', ['ends', 'ends', 'ends', 'ends', 'allowed']),
-  bisectOnRestart: behaviour('The bisect test fails after a notification: the result of the unmap', ['EINVAL', 'EINVAL', 'EINVAL', 'success', 'success']),
-  doubleRegister: behaviour('A notifier block that is on the chain is registered again', ['corrupts', 'warns-once-and-corrupts', 'warns', 'warns', 'warns']),
-  leftoverCheck: behaviour('When leftover pins are warned about: when the last mdev group leaves, or when their mapping is removed', ['at-detach', 'at-detach', 'at-detach', 'at-removal', 'at-removal']),
-  groupChainCheck: behaviour('When a group notifier chain that is not empty is warned about', ['close', 'open', 'open', 'open', 'close']),
+  iovaRanges: behaviour('Whether reserved regions and apertures of IOMMU-backed groups bound the iovas', [
+    false,
+    true,
+    true,
+    true,
+    true,
+  ]),
+  endOfSpace: behaviour('Whether a mapping that ends at 2^64 is found', [
+    'hidden',
+    'hidden',
+    'hidden',
+    'hidden',
+    'found',
+  ]),
+  unmapOrder: behaviour('How an unmap walks the mappings: any overlapping one from the root of the tree, or by iova', [
+    'tree',
+    'tree',
+    'tree',
+    'ascending',
+    'ascending',
+  ]),
+  foreignMmUnmap: behaviour('An unmap meets a mapping of another mm: it ends there with success, or goes on', [
+    'ends',
+    'ends',
+    'ends',
+    'ends',
+    'allowed',
+  ]),
+  bisectOnRestart: behaviour('The bisect test fails after a notification: the result of the unmap', [
+    'EINVAL',
+    'EINVAL',
+    'EINVAL',
+    'success',
+    'success',
+  ]),
+  doubleRegister: behaviour('A notifier block that is on the chain is registered again', [
+    'corrupts',
+    'warns-once-and-corrupts',
+    'warns',
+    'warns',
+    'warns',
+  ]),
+  leftoverCheck: behaviour(
+    'When leftover pins are warned about: when the last mdev group leaves, or when their mapping is removed',
+    ['at-detach', 'at-detach', 'at-detach', 'at-removal', 'at-removal'],
+  ),
+  groupChainCheck: behaviour('When a group notifier chain that is not empty is warned about', [
+    'close',
+    'open',
+    'open',
+    'open',
+    'close',
+  ]),
 
   // IOMMU-backed groups
   remotePinBatch: behaviour<number>('Pages that the IOMMU path gets at a time', [1, 1, 1, 512, 512]),
-  remotePinFault: behaviour('A fault in the middle of a chunk: what was pinned before it is kept as a chunk, or dropped', ['kept', 'kept', 'kept', 'dropped', 'dropped']),
-  remotePinOverLimit: behaviour('The limit in the middle of a chunk: what was pinned before it is kept as a chunk, or dropped', ['kept', 'dropped', 'dropped', 'dropped', 'dropped']),
+  remotePinFault: behaviour(
+    'A fault in the middle of a chunk: what was pinned before it is kept as a chunk, or dropped',
+    ['kept', 'kept', 'kept', 'dropped', 'dropped'],
+  ),
+  remotePinOverLimit: behaviour(
+    'The limit in the middle of a chunk: what was pinned before it is kept as a chunk, or dropped',
+    ['kept', 'dropped', 'dropped', 'dropped', 'dropped'],
+  ),
   failedReplay: behaviour('What a failed replay had pinned and mapped', ['leak', 'leak', 'leak', 'undone', 'undone']),
 
   // Dirty log, dma_rw, vaddr
   dirtyLog: behaviour('VFIO_IOMMU_DIRTY_PAGES', [false, false, true, true, true]),
-  dirtyFillOnDetach: behaviour('An IOMMU-backed group leaves that never pinned: everything is dirty once', [false, false, false, true, true]),
+  dirtyFillOnDetach: behaviour('An IOMMU-backed group leaves that never pinned: everything is dirty once', [
+    false,
+    false,
+    false,
+    true,
+    true,
+  ]),
   dmaRw: behaviour('vfio_dma_rw()', [false, false, true, true, true]),
-  dmaRwDirties: behaviour('Pages that a dma_rw write marks dirty: only whole ones, or all that it touches', ['touched', 'touched', 'whole', 'touched', 'touched']),
-  invalidVaddr: behaviour('A pin while a vaddr is invalid: there is no such state, the pin waits, or it is EBUSY', ['none', 'none', 'none', 'waits', 'EBUSY']),
+  dmaRwDirties: behaviour('Pages that a dma_rw write marks dirty: only whole ones, or all that it touches', [
+    'touched',
+    'touched',
+    'whole',
+    'touched',
+    'touched',
+  ]),
+  invalidVaddr: behaviour('A pin while a vaddr is invalid: there is no such state, the pin waits, or it is EBUSY', [
+    'none',
+    'none',
+    'none',
+    'waits',
+    'EBUSY',
+  ]),
 } as const;
 
 export type BehaviourName = keyof typeof BEHAVIOURS;
 type ValueOf<B> = B extends Behaviour<infer V> ? V : never;
 
-export type Profile = { readonly [K in BehaviourName]: ValueOf<(typeof BEHAVIOURS)[K]> } & { readonly name: ProfileName };
+export type Profile = { readonly [K in BehaviourName]: ValueOf<(typeof BEHAVIOURS)[K]> } & {
+  readonly name: ProfileName;
+};
 
 const profileOf = (name: ProfileName): Profile =>
-  Object.fromEntries([['name', name], ...Object.entries(BEHAVIOURS).map(([key, { values }]) => [key, values[name]])]) as Profile;
+  Object.fromEntries([
+    ['name', name],
+    ...Object.entries(BEHAVIOURS).map(([key, { values }]) => [key, values[name]]),
+  ]) as Profile;
 
 /** The profiles that a host can be made with. */
 export const PROFILE_NAMES: readonly ProfileName[] = ['4.10', '5.4', '5.8', '5.15', '6.18'];

@@ -7,21 +7,74 @@ import { mmOf, threadGroupOf } from './mm/task.ts';
 import type { VfioDma } from './vfio/dma.ts';
 import { isRegistered } from './vfio/notifier.ts';
 
-export interface TaskRow { id: string; pid: number; mm: string | null; thread_of: string | null; alive: boolean; rlimit_memlock: bigint | null; cap_ipc_lock: boolean; locked_vm: number | null }
-export interface ContainerRow { id: string; iommu_type: string | null; dma_avail: number | null; dead: string | null }
-export interface GroupRow { id: string; kind: string; container: string | null; open: boolean }
-export interface DeviceRow { id: string; group: string | null; open: boolean }
-export interface NotifierRow { id: string; device: string; container: string | null; type: number; priority: number; delivery: string; registered: boolean }
+export interface TaskRow {
+  id: string;
+  pid: number;
+  mm: string | null;
+  thread_of: string | null;
+  alive: boolean;
+  rlimit_memlock: bigint | null;
+  cap_ipc_lock: boolean;
+  locked_vm: number | null;
+}
+export interface ContainerRow {
+  id: string;
+  iommu_type: string | null;
+  dma_avail: number | null;
+  dead: string | null;
+}
+export interface GroupRow {
+  id: string;
+  kind: string;
+  container: string | null;
+  open: boolean;
+}
+export interface DeviceRow {
+  id: string;
+  group: string | null;
+  open: boolean;
+}
+export interface NotifierRow {
+  id: string;
+  device: string;
+  container: string | null;
+  type: number;
+  priority: number;
+  delivery: string;
+  registered: boolean;
+}
 /** iova, vaddr and size are hex strings: SQL's integers are signed 64 bit. slot is the record's place in the host. */
-export interface VfioDmaRow { slot: number; container: string; iova: string; vaddr: string; size: string; prot: number; task: string; npinned: number }
-export interface VfioPfnRow { slot: number; dma_slot: number; iova: string; pfn: number; ref_count: number }
+export interface VfioDmaRow {
+  slot: number;
+  container: string;
+  iova: string;
+  vaddr: string;
+  size: string;
+  prot: number;
+  task: string;
+  npinned: number;
+}
+export interface VfioPfnRow {
+  slot: number;
+  dma_slot: number;
+  iova: string;
+  pfn: number;
+  ref_count: number;
+}
 
 /**
  * A part replaces what it covers: 'objects' all tasks, containers, groups, devices and notifiers; 'dma' all vfio_dma rows with
  * first_slot <= slot < end_slot, 'pfn' the same of vfio_pfn.
  */
 export type Projection =
-  | { part: 'objects'; tasks: TaskRow[]; containers: ContainerRow[]; groups: GroupRow[]; devices: DeviceRow[]; notifiers: NotifierRow[] }
+  | {
+      part: 'objects';
+      tasks: TaskRow[];
+      containers: ContainerRow[];
+      groups: GroupRow[];
+      devices: DeviceRow[];
+      notifiers: NotifierRow[];
+    }
   | { part: 'dma'; first_slot: number; end_slot: number; rows: VfioDmaRow[] }
   | { part: 'pfn'; first_slot: number; end_slot: number; rows: VfioPfnRow[] };
 
@@ -46,7 +99,12 @@ const objectsOf = (host: Host): Projection => ({
     dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     dead: dead?.text ?? null,
   })),
-  groups: [...host.vfio.groups.values()].map(({ id, kind, container, fd_open }) => ({ id, kind, container, open: fd_open })),
+  groups: [...host.vfio.groups.values()].map(({ id, kind, container, fd_open }) => ({
+    id,
+    kind,
+    container,
+    open: fd_open,
+  })),
   devices: [...host.vfio.devices.values()].map(({ id, group, open_count }) => ({ id, group, open: open_count > 0 })),
   notifiers: [...host.vfio.notifiers.values()].map(({ id, device, type, priority, delivery }) => ({
     id,

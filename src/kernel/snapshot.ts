@@ -2,7 +2,7 @@
 
 import type { HostOptions } from './command.ts';
 import type { FaultRule } from './fault-rule.ts';
-import { Host, type Bug, type DmesgEntry, type TraceEntry } from './host.ts';
+import { type Bug, type DmesgEntry, Host, type TraceEntry } from './host.ts';
 import { Log } from './lib/log.ts';
 import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
 import { mmSections, restoreMm } from './mm/snapshot.ts';
@@ -39,14 +39,21 @@ export function* sections(host: Host): Iterable<HostSection> {
     faults: [...host.faults.values()],
   };
   yield { key: 'host', version: null, data: () => rest };
-  for (const chunk of host.dmesg.sections()) yield { key: `dmesg/${chunk.first}`, version: chunk.version, data: () => chunk };
-  for (const chunk of host.trace.sections()) yield { key: `trace/${chunk.first}`, version: chunk.version, data: () => chunk };
+  for (const chunk of host.dmesg.sections())
+    yield { key: `dmesg/${chunk.first}`, version: chunk.version, data: () => chunk };
+  for (const chunk of host.trace.sections())
+    yield { key: `trace/${chunk.first}`, version: chunk.version, data: () => chunk };
   yield* mmSections(host.mm);
   yield* vfioSections(host.vfio);
 }
 
 /** A host from its sections by key. `options` and `created_at` are those it had at that moment. */
-export function restoreHost(id: string, options: HostOptions, created_at: number, data: ReadonlyMap<string, unknown>): Host {
+export function restoreHost(
+  id: string,
+  options: HostOptions,
+  created_at: number,
+  data: ReadonlyMap<string, unknown>,
+): Host {
   const rest = data.get('host') as Rest | undefined;
   if (rest === undefined) throw new Error("the section 'host' is missing");
   const chunks = <T>(prefix: string): Chunk<T>[] =>

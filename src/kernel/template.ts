@@ -1,7 +1,7 @@
 // What a new host contains. The template 'default' is ready for a first map_dma: nothing mapped, no notifier registered.
 
-import type { Host } from './host.ts';
 import { READ, WRITE } from './command.ts';
+import type { Host } from './host.ts';
 import { mmap } from './mm/mmap.ts';
 import { putTask } from './mm/task.ts';
 import { putContainer, setIommu } from './vfio/container.ts';

@@ -25,19 +25,22 @@ export interface Answer {
   replayed: boolean;
   /** Of the first request: differs from the asking one's on a replay. */
   request_id: string;
+  /** Kernel that the host behaves as. */
+  profile: string;
 }
 
 /** The answer that a finished operation gives to the client who started it; null while it runs. */
-export function answerOf(operation: Operation): Answer | null {
+export function answerOf(host: Host, operation: Operation): Answer | null {
   const { outcome, seq, request_id } = operation;
-  return outcome === null ? null : { seq, outcome, operation: null, replayed: false, request_id };
+  const profile = host.profile.name;
+  return outcome === null ? null : { seq, outcome, operation: null, replayed: false, request_id, profile };
 }
 
 /** The answers of the operations that the last command finished. Throws where an id has no outcome: a defect of the kernel. */
 export function answersOf(host: Host, finished: readonly string[]): { id: string; answer: Answer }[] {
   return finished.map((id) => {
     const operation = host.operations.get(id);
-    const answer = operation === undefined ? null : answerOf(operation);
+    const answer = operation === undefined ? null : answerOf(host, operation);
     if (answer === null) throw new Error(`operation ${id} is said to be finished and has no outcome`);
     return { id, answer };
   });

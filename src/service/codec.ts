@@ -28,10 +28,11 @@ export interface KeptAnswer {
   outcome: Outcome;
   operation: string | null;
   request_id: string;
+  profile: string;
 }
 
-export const encodeAnswer = ({ seq, outcome, operation, request_id }: KeptAnswer): Uint8Array =>
-  encode({ seq, outcome, operation, request_id });
+export const encodeAnswer = ({ seq, outcome, operation, request_id, profile }: KeptAnswer): Uint8Array =>
+  encode({ seq, outcome, operation, request_id, profile });
 export const decodeAnswer = (bytes: Uint8Array): KeptAnswer => decode(bytes) as KeptAnswer;
 
 /** The same value; copied only as far as an undefined field has to be left out. */

@@ -60,7 +60,13 @@ export class Committer {
   /** Runs a bounded piece of work while no group commit is being written. */
   between<T>(work: () => Promise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.tasks.push(() => work().then(resolve, reject));
+      this.tasks.push(async () => {
+        try {
+          resolve(await work());
+        } catch (error) {
+          reject(error);
+        }
+      });
       this.start();
     });
   }

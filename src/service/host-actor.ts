@@ -161,7 +161,9 @@ export class HostActor {
       const outcome = execute(this.host, call);
       const early = respond_async ? (outcome.parked ?? null) : null;
       const { seq } = this.host;
-      const answer: Answer = { seq, outcome, operation: early, replayed: false, request_id: call.request_id };
+      const { request_id } = call;
+      const profile = this.host.profile.name;
+      const answer: Answer = { seq, outcome, operation: early, replayed: false, request_id, profile };
       const ended = answersOf(this.host, outcome.finished);
       const idempotency = key === null ? [] : [this.keyRow(key, answer)];
       for (const row of idempotency) this.keys.expect(row);
@@ -273,7 +275,7 @@ export class HostActor {
     const operation = this.host.operations.get(id);
     if (operation === undefined)
       return Promise.reject(new HostUnavailable(this.id, 'recovering', `operation ${id} has just ended: ask again`));
-    const answer = answerOf(operation);
+    const answer = answerOf(this.host, operation);
     const durable = operation.finished_seq !== null && operation.finished_seq <= this.commits.committed;
     return answer !== null && durable ? Promise.resolve(answer) : this.operations.until(id);
   }

@@ -7,7 +7,7 @@ import type { Projection } from '../kernel/projection.ts';
 export interface HostRow {
   id: string;
   generation: number;
-  /** HostOptions as JSON: what PUT created it with, kept current by patch_host. */
+  /** HostOptions as JSON, kept current by patch_host, with `created_with`: the options that PUT created it with. */
   options: string;
   created_at: number;
 }

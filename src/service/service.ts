@@ -123,6 +123,7 @@ export class Service {
     return this.request(async () => {
       await this.lifecycles.ended(id);
       const slot = this.slotOf(id);
+      if (slot.state === 'recovering') throw new HostUnavailable(id, 'recovering');
       if (slot.state === 'running') slot.actor.touch();
       return this.view(slot);
     });

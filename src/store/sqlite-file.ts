@@ -53,7 +53,8 @@ export function lockDatabase(file: string): Connection {
   } catch (error) {
     lock?.close();
     if (codeOf(error).startsWith('SQLITE_BUSY')) throw new StoreInUse(file);
-    throw new Error(`the database ${file} cannot be locked: ${reason(error)}`, { cause: error });
+    const hint = codeOf(error).startsWith('SQLITE_CANTOPEN') ? ` (${real}.lock: is the folder writable?)` : '';
+    throw new Error(`the database ${file} cannot be locked: ${reason(error)}${hint}`, { cause: error });
   }
 }
 

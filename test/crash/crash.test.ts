@@ -66,7 +66,10 @@ class Client {
     if (!this.mapped) {
       const vaddr = `0x${(0x7f0000000000 + this.id * 0x100000).toString(16)}`;
       const body = { task: 'qemu', ...this.range, vaddr, flags: ['READ', 'WRITE'] };
-      return { path: '/containers/vfio0/map_dma', body, key, apply: () => void (this.mapped = true) };
+      const apply = (): void => {
+        this.mapped = true;
+      };
+      return { path: '/containers/vfio0/map_dma', body, key, apply };
     }
     const pinned = [...this.refs.keys()];
     const what = this.next();
@@ -100,7 +103,8 @@ class Client {
       this.unknown = request;
       return false;
     }
-    if (reply.status !== 200) throw new Error(`${path} ${JSON.stringify(body)}: ${reply.status} ${JSON.stringify(reply.body)}`);
+    if (reply.status !== 200)
+      throw new Error(`${path} ${JSON.stringify(body)}: ${reply.status} ${JSON.stringify(reply.body)}`);
     this.unknown = null;
     request.apply(reply);
     const seq = reply.body.seq as number;
@@ -135,7 +139,11 @@ t.test(`crash: ${KILLS} kills, seed ${SEED}`, async (t) => {
   if (first === null) throw new Error('the first start failed');
   let service: ServiceProcess = first;
   const delivery = { kind: 'builtin', behavior: 'unpin_all' };
-  t.equal((await service.request('POST', `${HOST}/devices/mdev0/notifiers`, { id: 'n', events: ['DMA_UNMAP'], delivery }))?.status, 201);
+  t.equal(
+    (await service.request('POST', `${HOST}/devices/mdev0/notifiers`, { id: 'n', events: ['DMA_UNMAP'], delivery }))
+      ?.status,
+    201,
+  );
 
   for (let kill = 0; kill < KILLS; kill++) {
     const working = Promise.all(clients.map((client) => client.work(service)));
@@ -158,7 +166,9 @@ t.test(`crash: ${KILLS} kills, seed ${SEED}`, async (t) => {
     for (const client of clients) {
       const sample = client.acknowledged[Math.floor(next() * client.acknowledged.length)];
       if (sample === undefined) continue;
-      const again = await service.request('POST', `${HOST}${sample.path}`, sample.body, { 'idempotency-key': sample.key });
+      const again = await service.request('POST', `${HOST}${sample.path}`, sample.body, {
+        'idempotency-key': sample.key,
+      });
       if (again?.replayed !== true) throw new Error(`${sample.key} was not replayed: ${JSON.stringify(again)}`);
       t.same(again.body, sample.reply.body, `${sample.key}: the retried key gives the first reply`);
       replays++;
@@ -173,11 +183,66 @@ t.test(`crash: ${KILLS} kills, seed ${SEED}`, async (t) => {
       const items = (pfns?.body.items ?? []) as { iova: string; ref_count: number }[];
       const found = items.map((item) => [Number(item.iova) / 4096, item.ref_count]);
       const expected = [...client.refs].sort(([a], [b]) => a - b);
-      t.same([pfns?.status, found], client.mapped ? [200, expected] : [404, []], `kill ${kill + 1}: client ${client.id} finds what it was told`);
+      t.same(
+        [pfns?.status, found],
+        client.mapped ? [200, expected] : [404, []],
+        `kill ${kill + 1}: client ${client.id} finds what it was told`,
+      );
       checked += expected.length;
     }
   }
-  t.comment(`${resolvedUnknown} requests of unknown fate retried, ${replays} keys replayed, ${killedInStart} kills during recovery, ${checked} records compared`);
+  t.comment(
+    `${resolvedUnknown} requests of unknown fate retried, ${replays} keys replayed, ${killedInStart} kills during recovery, ${checked} records compared`,
+  );
   t.ok(resolvedUnknown > KILLS / 2, 'kills met requests in flight');
   t.equal(await service.stop(), 0, 'the last process ends cleanly');
 });
+
+t.test(
+  'crash: kill -9 in the middle of an unmap: the notification comes again, the retry gets the reply',
+  async (t) => {
+    const folder = mkdtempSync(join(tmpdir(), 'crash-'));
+    t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+    const database = join(folder, 'emulator.db');
+    let service = (await ServiceProcess.start(database)) as ServiceProcess;
+    const post = async (path: string, body: unknown, headers: Record<string, string> = {}): Promise<Reply | null> =>
+      service.request('POST', `${HOST}${path}`, body, headers);
+    const mapping = { iova: '0x10000', size: '0x4000' };
+    await post('/containers/vfio0/map_dma', {
+      task: 'qemu',
+      ...mapping,
+      vaddr: '0x7f0000000000',
+      flags: ['READ', 'WRITE'],
+    });
+    await post('/devices/mdev0/notifiers', { id: 'n', events: ['DMA_UNMAP'], delivery: { kind: 'poll' } });
+    await post('/devices/mdev0/pin_pages', { user_pfn: [0x10, 0x11], prot: ['READ'] });
+
+    const poll = async (): Promise<Record<string, unknown>[]> => {
+      const reply = await service.request('GET', `${HOST}/devices/mdev0/notifications?wait_ms=20000`);
+      return (reply?.body.items ?? []) as Record<string, unknown>[];
+    };
+    const key = { 'idempotency-key': 'the-unmap' };
+    const lost = post('/containers/vfio0/unmap_dma', mapping, key);
+    const [before] = await poll();
+    await service.kill();
+    t.equal(await lost, null, 'the client of the unmap has no answer');
+
+    service = (await ServiceProcess.start(database)) as ServiceProcess;
+    const [after] = await poll();
+    t.same(after, before, 'the same notification, with its id');
+    const retried = post('/containers/vfio0/unmap_dma', mapping, key);
+    const inside = { 'x-notification': String(after?.id) };
+    t.equal((await post('/devices/mdev0/unpin_pages', { user_pfn: [0x10, 0x11] }, inside))?.body.ret, 2);
+    t.equal((await post(`/devices/mdev0/notifications/${after?.id}/ack`, { ret: 'NOTIFY_OK' }))?.status, 200);
+    const reply = await retried;
+    t.match(reply, { status: 200, body: { ret: 0, size: '0x4000', notifications: 1 } });
+    await service.kill();
+
+    service = (await ServiceProcess.start(database)) as ServiceProcess;
+    const again = await post('/containers/vfio0/unmap_dma', mapping, key);
+    t.same([again?.replayed, again?.body], [true, reply?.body], 'and once more after another kill');
+    const leaks = await service.request('GET', `${HOST}/leaks`);
+    t.same(leaks?.body, { items: [], references: 0 });
+    t.equal(await service.stop(), 0);
+  },
+);

@@ -20,8 +20,19 @@ export class ServiceProcess {
   ) {}
 
   /** Starts the service on a free port; resolves when it accepts requests, or null when it was killed before. */
-  static async start(database: string, settings: Record<string, string> = {}, killAfterMs?: number): Promise<ServiceProcess | null> {
-    const env = { ...process.env, PORT: '0', HOST: '127.0.0.1', DATABASE_URL: `file:${database}`, LOG_LEVEL: 'warn', ...settings };
+  static async start(
+    database: string,
+    settings: Record<string, string> = {},
+    killAfterMs?: number,
+  ): Promise<ServiceProcess | null> {
+    const env = {
+      ...process.env,
+      PORT: '0',
+      HOST: '127.0.0.1',
+      DATABASE_URL: `file:${database}`,
+      LOG_LEVEL: 'warn',
+      ...settings,
+    };
     const child = spawn(process.execPath, [`--import=${TSX}`, SERVER], { env, stdio: ['ignore', 'pipe', 'pipe'] });
     const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
     const timer = killAfterMs === undefined ? undefined : setTimeout(() => child.kill('SIGKILL'), killAfterMs);
@@ -57,7 +68,12 @@ export class ServiceProcess {
   }
 
   /** One request; null when the connection broke before a whole answer arrived. */
-  async request(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Reply | null> {
+  async request(
+    method: string,
+    path: string,
+    body?: unknown,
+    headers: Record<string, string> = {},
+  ): Promise<Reply | null> {
     try {
       const response = await fetch(`${this.url}${path}`, {
         method,

@@ -46,7 +46,7 @@ export class Client {
       ...(hasBody ? { payload: raw ?? JSON.stringify(body) } : {}),
     });
     const type = String(response.headers['content-type'] ?? '');
-    const parsed: unknown = type.includes('json') ? response.json() : response.payload;
+    const parsed: unknown = type.includes('json') && response.payload !== '' ? response.json() : response.payload;
     const found = this.document.operationOf(method, url);
     if (found !== undefined && response.statusCode !== 405) {
       const wrong = this.document.violation(found, response.statusCode, type, parsed);

@@ -1,8 +1,8 @@
 // Every status that the document promises is provoked, and every response on the way is checked against it.
 
 import t from 'tap';
-import { MAX_DECLARED_PAGES, MAX_GROUPS } from '../../src/kernel/limits.ts';
 import { BODY_LIMIT } from '../../src/http/limits.ts';
+import { MAX_DECLARED_PAGES, MAX_GROUPS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
 import { Client, exampleBody, type Reply, startApp } from './client.ts';
 import type { Operation } from './validate-response.ts';
 
@@ -53,7 +53,9 @@ async function deadContainer(): Promise<{ host: string; at: string }> {
 async function waitingUnmap(): Promise<{ host: string; at: string; unmap: Reply }> {
   const made = await machine({ notifier_timeout_ms: 600_000 });
   await prepare(made.at, mapped, listening(POLL), pinned);
-  const unmap = await client.ask('POST', `${made.at}/containers/vfio0/unmap_dma`, UNMAP, { headers: { prefer: 'respond-async' } });
+  const unmap = await client.ask('POST', `${made.at}/containers/vfio0/unmap_dma`, UNMAP, {
+    headers: { prefer: 'respond-async' },
+  });
   return { ...made, unmap };
 }
 
@@ -65,7 +67,11 @@ const notificationOf = async (at: string): Promise<string> => {
 t.test('400: every operation refuses an unknown query parameter by name', async (t) => {
   for (const found of inV1) {
     const url = client.urlOf(found);
-    const { status, body } = await client.ask(found.method.toUpperCase(), `${url}${url.includes('?') ? '&' : '?'}bogus=1`, exampleBody(found));
+    const { status, body } = await client.ask(
+      found.method.toUpperCase(),
+      `${url}${url.includes('?') ? '&' : '?'}bogus=1`,
+      exampleBody(found),
+    );
     t.equal(status, 400, found.operation.operationId);
     t.match(body, { detail: /bogus/, errors: [{ in: 'query', field: 'bogus' }] });
   }
@@ -85,7 +91,10 @@ t.test('413 and 415: a body that is too large or not JSON', async (t) => {
   for (const { operation } of inV1.filter(({ operation }) => operation.requestBody !== undefined)) {
     const tooLarge = await client.example(operation.operationId, { host: 'default', raw: large });
     t.match(tooLarge, { status: 413, body: { limit: BODY_LIMIT } }, operation.operationId);
-    const text = await client.example(operation.operationId, { raw: 'iova=0', headers: { 'content-type': 'application/x-www-form-urlencoded' } });
+    const text = await client.example(operation.operationId, {
+      raw: 'iova=0',
+      headers: { 'content-type': 'application/x-www-form-urlencoded' },
+    });
     t.match(text, { status: 415, body: { accept: 'application/json' } }, operation.operationId);
   }
 });
@@ -97,13 +106,27 @@ t.test('401: every operation but the open ones wants the token, when one is set'
   for (const { operation } of operations) {
     const { status, headers, body } = await stranger.example(operation.operationId);
     if (!documents({ operation } as Operation, 401)) t.equal(status, 200, operation.operationId);
-    else t.match({ status, headers, body }, { status: 401, headers: { 'www-authenticate': /^Bearer/ }, body: { title: /token/ } }, operation.operationId);
+    else
+      t.match(
+        { status, headers, body },
+        { status: 401, headers: { 'www-authenticate': /^Bearer/ }, body: { title: /token/ } },
+        operation.operationId,
+      );
   }
-  for (const page of ['/docs', '/openapi.json', '/docs/problems']) t.equal((await stranger.ask('GET', page)).status, 200, page);
+  for (const page of ['/docs', '/openapi.json', '/docs/problems'])
+    t.equal((await stranger.ask('GET', page)).status, 200, page);
   for (const authorization of ['Bearer secret-toke', 'Bearer secret-token2', 'Basic secret-token', 'Bearer'])
-    t.equal((await stranger.ask('GET', '/v1/hosts', undefined, { headers: { authorization } })).status, 401, authorization);
+    t.equal(
+      (await stranger.ask('GET', '/v1/hosts', undefined, { headers: { authorization } })).status,
+      401,
+      authorization,
+    );
   for (const authorization of ['Bearer secret-token', 'bearer secret-token'])
-    t.equal((await stranger.ask('GET', '/v1/hosts', undefined, { headers: { authorization } })).status, 200, authorization);
+    t.equal(
+      (await stranger.ask('GET', '/v1/hosts', undefined, { headers: { authorization } })).status,
+      200,
+      authorization,
+    );
   for (const seen of stranger.seen) client.seen.add(seen);
 });
 
@@ -113,7 +136,11 @@ t.test('503: while draining, every operation under /v1 says when to try again', 
   await draining.service.stop();
   for (const { operation } of inV1) {
     const { status, headers, body } = await late.example(operation.operationId);
-    t.match({ status, headers, body }, { status: 503, headers: { 'retry-after': /^\d+$/ }, body: { reason: 'draining' } }, operation.operationId);
+    t.match(
+      { status, headers, body },
+      { status: 503, headers: { 'retry-after': /^\d+$/ }, body: { reason: 'draining' } },
+      operation.operationId,
+    );
   }
   t.match(await late.ask('GET', '/readyz'), { status: 503, body: { ready: false, draining: true } });
   t.equal((await late.ask('GET', '/healthz')).status, 200);
@@ -205,6 +232,7 @@ t.test('2xx: every success, with the values of its example', async (t) => {
     ['list_maps', 200],
     ['list_pages', 200],
     ['get_page', 200],
+    ['list_host_pages', 200],
     ['exit', 200],
     ['list_operations', 200],
     ['dmesg', 200],
@@ -236,16 +264,26 @@ t.test('2xx: every success, with the values of its example', async (t) => {
 t.test('202: what waits answers at once where the client prefers it, with its operation', async (t) => {
   const { at, unmap } = await waitingUnmap();
   const headers = { prefer: 'wait=5, Respond-Async; foo=1' };
-  t.match(unmap, { status: 202, headers: { location: /\/operations\/unmap_dma-\d+$/, 'preference-applied': 'respond-async' }, body: { ret: 0, state: 'blocked', phase: 'notify', seq: Number } });
+  t.match(unmap, {
+    status: 202,
+    headers: { location: /\/operations\/unmap_dma-\d+$/, 'preference-applied': 'respond-async' },
+    body: { ret: 0, state: 'blocked', phase: 'notify', seq: Number },
+  });
   const unregister = await client.ask('DELETE', `${at}/devices/mdev0/notifiers/n0`, undefined, { headers });
   t.match(unregister, { status: 202, body: { kind: 'unregister_notifier', state: 'blocked' } });
   const register = await client.ask('POST', `${at}/devices/mdev0/notifiers`, { ...POLL, id: 'n2' }, { headers });
   t.match(register, { status: 202, body: { kind: 'register_notifier' } });
-  const ack = await client.ask('POST', `${at}/devices/mdev0/notifications/${await notificationOf(at)}/ack`, { ret: 'NOTIFY_OK' });
+  const ack = await client.ask('POST', `${at}/devices/mdev0/notifications/${await notificationOf(at)}/ack`, {
+    ret: 'NOTIFY_OK',
+  });
   t.equal(ack.status, 200);
 
   const sleeping = await machine();
-  await prepare(sleeping.at, mapped, listening(POLL), ['POST', '/containers/vfio0/unmap_dma', { ...UNMAP, flags: ['VADDR'] }]);
+  await prepare(sleeping.at, mapped, listening(POLL), [
+    'POST',
+    '/containers/vfio0/unmap_dma',
+    { ...UNMAP, flags: ['VADDR'] },
+  ]);
   const pin = await client.ask('POST', `${sleeping.at}/devices/mdev0/pin_pages`, PIN, { headers });
   t.match(pin, { status: 202, body: { kind: 'pin_pages', state: 'blocked' } });
   await prepare(sleeping.at, ['POST', '/containers/vfio0/map_dma', { ...MAP, flags: ['VADDR'] }]);
@@ -256,10 +294,18 @@ t.test('202: what waits answers at once where the client prefers it, with its op
 t.test('a finished operation that was refused has the whole problem inside', async (t) => {
   const { at } = await machine();
   await prepare(at, mapped, listening(POLL), pinned);
-  const unmap = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, UNMAP, { headers: { prefer: 'respond-async', 'x-request-id': 'mine' } });
-  for (let attempt = 1; attempt <= 11; attempt++) await client.ask('POST', `${at}/devices/mdev0/notifications/${await notificationOf(at)}/ack`, { ret: 'NOTIFY_DONE' });
+  const unmap = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, UNMAP, {
+    headers: { prefer: 'respond-async', 'x-request-id': 'mine' },
+  });
+  for (let attempt = 1; attempt <= 11; attempt++)
+    await client.ask('POST', `${at}/devices/mdev0/notifications/${await notificationOf(at)}/ack`, {
+      ret: 'NOTIFY_DONE',
+    });
   const { body } = await client.ask('GET', String(unmap.headers.location));
-  t.match(body, { state: 'done', problem: { status: 410, errno: 'EIO', ret: -5, op: 'unmap_dma', profile: '5.15', instance: 'mine' } });
+  t.match(body, {
+    state: 'done',
+    problem: { status: 410, errno: 'EIO', ret: -5, op: 'unmap_dma', profile: '5.15', instance: 'mine' },
+  });
   t.match((await client.ask('GET', `${at}/operations`)).body, { items: [{ problem: { errno: 'EIO' } }] });
 });
 
@@ -275,21 +321,44 @@ interface Case {
 
 const closedContainer: [string, string, unknown] = ['POST', '/containers/vfio0/close', {}];
 const exited: [string, string, unknown] = ['POST', '/tasks/qemu/exit', {}];
-const TWO_RUNS = { addr: '0x600000000000', length: '0x2000', prot: ['READ'], backing: { kind: 'pages', pfns: [[5, 1]] } };
+const TWO_RUNS = {
+  addr: '0x600000000000',
+  length: '0x2000',
+  prot: ['READ'],
+  backing: { kind: 'pages', pfns: [[5, 1]] },
+};
 
 /** One kernel refusal for every documented status that is not provoked above. */
 const CASES: Case[] = [
   { operationId: 'map_dma', status: 409, errno: 'EEXIST', before: [mapped] },
   { operationId: 'map_dma', status: 422, errno: 'EINVAL', body: { ...MAP, size: '0' } },
-  { operationId: 'unmap_dma', status: 422, errno: 'EINVAL', before: [mapped], body: { iova: '0x1000', size: '0x1000' } },
+  {
+    operationId: 'unmap_dma',
+    status: 422,
+    errno: 'EINVAL',
+    before: [mapped],
+    body: { iova: '0x1000', size: '0x1000' },
+  },
   { operationId: 'pin_pages', status: 413, errno: 'E2BIG', body: { ...PIN, user_pfn: new Array(513).fill(1) } },
   { operationId: 'pin_pages', status: 422, errno: 'EOPNOTSUPP', body: { iova: '0x0', npage: 1, prot: 1 } },
   { operationId: 'unpin_pages', status: 413, errno: 'E2BIG', body: { user_pfn: [1], npage: -1 } },
   { operationId: 'unpin_pages', status: 422, errno: 'EOPNOTSUPP', body: { iova: '0x0', npage: 1 } },
   { operationId: 'register_notifier', status: 422, errno: 'EINVAL', body: { ...POLL, events: 3 } },
-  { operationId: 'unregister_notifier', status: 422, errno: 'ENOENT', before: [listening(POLL), ['DELETE', '/devices/mdev0/notifiers/n0']] },
+  {
+    operationId: 'unregister_notifier',
+    status: 422,
+    errno: 'ENOENT',
+    before: [listening(POLL), ['DELETE', '/devices/mdev0/notifiers/n0']],
+  },
   { operationId: 'put_device', status: 409, errno: 'EEXIST', body: { group: null } },
-  { operationId: 'put_device', status: 422, errno: 'EBADF', before: [closedContainer], path: { device: 'mdev1' }, body: { container: 'vfio0' } },
+  {
+    operationId: 'put_device',
+    status: 422,
+    errno: 'EBADF',
+    before: [closedContainer],
+    path: { device: 'mdev1' },
+    body: { container: 'vfio0' },
+  },
   { operationId: 'open_device', status: 422, errno: 'EBADF', before: [['POST', '/groups/26/close', {}]] },
   { operationId: 'close_device', status: 422, errno: 'EBADF', before: [['POST', '/devices/mdev0/close', {}]] },
   { operationId: 'put_container', status: 422, errno: 'EBADF', before: [closedContainer] },
@@ -301,14 +370,37 @@ const CASES: Case[] = [
   { operationId: 'close_group', status: 422, errno: 'EBADF', before: [['POST', '/groups/26/close', {}]] },
   { operationId: 'set_container', status: 422, errno: 'EINVAL' },
   { operationId: 'unset_container', status: 409, errno: 'EBUSY' },
-  { operationId: 'unset_container', status: 422, errno: 'EINVAL', before: [['PUT', '/groups/99', {}]], path: { group: '99' } },
+  {
+    operationId: 'unset_container',
+    status: 422,
+    errno: 'EINVAL',
+    before: [['PUT', '/groups/99', {}]],
+    path: { group: '99' },
+  },
   { operationId: 'put_task', status: 409, errno: 'EEXIST', body: { cap_ipc_lock: true } },
-  { operationId: 'put_task', status: 422, errno: 'ESRCH', before: [exited], path: { task: 'thread' }, body: { thread_of: 'qemu' } },
+  {
+    operationId: 'put_task',
+    status: 422,
+    errno: 'ESRCH',
+    before: [exited],
+    path: { task: 'thread' },
+    body: { thread_of: 'qemu' },
+  },
   { operationId: 'patch_task', status: 422, errno: 'ESRCH', before: [exited] },
-  { operationId: 'mmap', status: 409, errno: 'EEXIST', body: { ...TWO_RUNS, addr: '0x7f0000000000', backing: { kind: 'anon' }, noreplace: true } },
+  {
+    operationId: 'mmap',
+    status: 409,
+    errno: 'EEXIST',
+    body: { ...TWO_RUNS, addr: '0x7f0000000000', backing: { kind: 'anon' }, noreplace: true },
+  },
   { operationId: 'mmap', status: 422, errno: 'EINVAL', body: TWO_RUNS },
   { operationId: 'munmap', status: 422, errno: 'EINVAL', body: { addr: '0x1', length: '0x1000' } },
-  { operationId: 'mprotect', status: 422, errno: 'ENOMEM', body: { addr: '0x600000000000', length: '0x1000', prot: ['READ'] } },
+  {
+    operationId: 'mprotect',
+    status: 422,
+    errno: 'ENOMEM',
+    body: { addr: '0x600000000000', length: '0x1000', prot: ['READ'] },
+  },
   { operationId: 'exit', status: 422, errno: 'ESRCH', before: [exited] },
   { operationId: 'adjust_locked_vm', status: 422, errno: 'ESRCH', before: [exited] },
   { operationId: 'list_pages', status: 422, errno: 'EINVAL' },
@@ -336,7 +428,11 @@ t.test('409 of notifiers: a deadlock inside the handler, a late acknowledgement'
   t.match(unregister, { status: 409, body: { errno: 'EDEADLK', hint: /dmesg/ } });
   const register = await client.ask('POST', `${at}/devices/mdev0/notifiers`, { ...POLL, id: 'n3' }, { headers });
   t.match(register, { status: 409, body: { errno: 'EDEADLK' } });
-  await prepare(at, ['POST', '/devices/mdev0/unpin_pages', { user_pfn: PIN.user_pfn }], ['POST', `/devices/mdev0/notifications/${notification}/ack`, { ret: 1 }]);
+  await prepare(
+    at,
+    ['POST', '/devices/mdev0/unpin_pages', { user_pfn: PIN.user_pfn }],
+    ['POST', `/devices/mdev0/notifications/${notification}/ack`, { ret: 1 }],
+  );
   const late = await client.ask('POST', `${at}/devices/mdev0/notifications/${notification}/ack`, { ret: 1 });
   t.match(late, { status: 409, body: { errno: 'EBUSY' } });
 });
@@ -351,16 +447,24 @@ t.test('409 of an unmap inside a handler whose chain somebody else waits to chan
   t.equal((await client.ask('DELETE', `${at}/devices/mdev0/notifiers/n0`, undefined, patient)).status, 202);
   const nested = { ...UNMAP, iova: second.iova };
   const headers = { 'x-notification': await notificationOf(at) };
-  t.match(await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, nested, { headers }), { status: 409, body: { errno: 'EDEADLK' } });
+  t.match(await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, nested, { headers }), {
+    status: 409,
+    body: { errno: 'EDEADLK' },
+  });
   t.match((await client.ask('GET', `${at}/containers/vfio0/mappings`)).body, { items: [{}, { iova: second.iova }] });
 });
 
 t.test('422: the bounds of an emulated machine', async (t) => {
   const crowded = await machine();
   const context = { request_id: 'crowd', notification: null, idempotency: null, respond_async: false };
-  const groups = Array.from({ length: MAX_GROUPS - 1 }, (_, i) => app.service.submit(crowded.host, { op: 'put_group', group: `g${i}`, kind: 'mdev' }, context));
+  const groups = Array.from({ length: MAX_GROUPS - 1 }, (_, i) =>
+    app.service.submit(crowded.host, { op: 'put_group', group: `g${i}`, kind: 'mdev' }, context),
+  );
   await Promise.all(groups);
-  t.match(await client.example('put_group', { host: crowded.host, path: { group: 'one-more' } }), { status: 422, body: { errno: 'ENOSPC' } });
+  t.match(await client.example('put_group', { host: crowded.host, path: { group: 'one-more' } }), {
+    status: 422,
+    body: { errno: 'ENOSPC' },
+  });
 
   // A million PUTs would do the same.
   await app.service.read(crowded.host, ({ mm }) => {
@@ -369,13 +473,28 @@ t.test('422: the bounds of an emulated machine', async (t) => {
   t.match(await client.example('put_page', { host: crowded.host }), { status: 422, body: { errno: 'ENOSPC' } });
 });
 
+t.test('409 of a pin that would have to wait where MAX_PARKED_OPERATIONS wait', async (t) => {
+  const { at } = await machine();
+  const invalid: [string, string, unknown] = ['POST', '/containers/vfio0/unmap_dma', { ...UNMAP, flags: ['VADDR'] }];
+  await prepare(at, mapped, listening(POLL), invalid);
+  const pin = (): Promise<Reply> =>
+    client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN, { headers: { prefer: 'respond-async' } });
+  for (let waiting = 0; waiting < MAX_PARKED_OPERATIONS; waiting++) t.equal((await pin()).status, 202);
+  t.match(await pin(), { status: 409, body: { errno: 'EBUSY', phys_pfn: [0, 0] } });
+});
+
 t.test('409 of hosts: the same id with other options', async (t) => {
   const { host } = await machine();
-  t.match(await client.ask('PUT', `/v1/hosts/${host}`, { template: 'empty' }), { status: 409, body: { errno: 'EEXIST' } });
+  t.match(await client.ask('PUT', `/v1/hosts/${host}`, { template: 'empty' }), {
+    status: 409,
+    body: { errno: 'EEXIST' },
+  });
 });
 
 t.test('nothing that is documented was left out', async (t) => {
-  const documented = operations.flatMap(({ operation }) => Object.keys(operation.responses).map((status) => `${operation.operationId} ${status}`));
+  const documented = operations.flatMap(({ operation }) =>
+    Object.keys(operation.responses).map((status) => `${operation.operationId} ${status}`),
+  );
   t.same(
     documented.filter((each) => !client.seen.has(each)),
     [],

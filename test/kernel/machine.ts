@@ -5,8 +5,8 @@ import { createHost, execute } from '../../src/kernel/execute.ts';
 import type { DmesgEntry, Host } from '../../src/kernel/host.ts';
 import { violations } from '../../src/kernel/invariants.ts';
 import type { Fields, Notification, Outcome } from '../../src/kernel/outcome.ts';
-import { listMappings, listPfns } from '../../src/kernel/view/vfio.ts';
 import { viewPage, viewTask } from '../../src/kernel/view/tasks.ts';
+import { listMappings, listPfns } from '../../src/kernel/view/vfio.ts';
 
 export const R = 1;
 export const W = 2;
@@ -29,7 +29,16 @@ export class Machine {
   constructor(options: { profile?: string; dma_entry_limit?: number; total_pages?: number; fixes?: string[] } = {}) {
     this.host = createHost(
       'test',
-      { profile: '5.15', template: 'empty', dma_entry_limit: 65535, notifier_timeout_ms: 10_000, total_pages: 1 << 20, fixes: [], ttl_s: null, ...options },
+      {
+        profile: '5.15',
+        template: 'empty',
+        dma_entry_limit: 65535,
+        notifier_timeout_ms: 10_000,
+        total_pages: 1 << 20,
+        fixes: [],
+        ttl_s: null,
+        ...options,
+      },
       0,
     );
   }
@@ -91,7 +100,10 @@ export class Machine {
   }
 
   /** Attaches an IOMMU-backed group in the name of a task. */
-  iommuGroup(id: string, { container = 'C', task = 'T', reserved }: { container?: string; task?: string; reserved?: AddressRange[] } = {}): Outcome {
+  iommuGroup(
+    id: string,
+    { container = 'C', task = 'T', reserved }: { container?: string; task?: string; reserved?: AddressRange[] } = {},
+  ): Outcome {
     this.run({ op: 'put_group', group: id, kind: 'iommu', ...(reserved === undefined ? {} : { reserved }) });
     return this.run({ op: 'set_container', group: id, container, task });
   }
@@ -127,9 +139,11 @@ export class Machine {
 
   /** The form of the profile: an array, or the range that the iovas must be. */
   private entries(iovas: bigint[]): { user_pfn: number[]; npage: number; contiguous?: { iova: bigint } } {
-    if (this.host.profile.pinForm === 'user_pfn') return { user_pfn: iovas.map((iova) => Number(iova / PAGE)), npage: iovas.length };
+    if (this.host.profile.pinForm === 'user_pfn')
+      return { user_pfn: iovas.map((iova) => Number(iova / PAGE)), npage: iovas.length };
     const first = iovas[0] as bigint;
-    for (const [i, iova] of iovas.entries()) if (iova !== first + BigInt(i) * PAGE) throw new Error('no contiguous range');
+    for (const [i, iova] of iovas.entries())
+      if (iova !== first + BigInt(i) * PAGE) throw new Error('no contiguous range');
     return { user_pfn: [], npage: iovas.length, contiguous: { iova: first } };
   }
 
@@ -144,7 +158,10 @@ export class Machine {
   }
 
   mappings(container = 'C'): [bigint, bigint][] {
-    return listMappings(this.host, container, null, 1000).items.map(({ iova, size }) => [iova as bigint, size as bigint]);
+    return listMappings(this.host, container, null, 1000).items.map(({ iova, size }) => [
+      iova as bigint,
+      size as bigint,
+    ]);
   }
 
   /** [iova, pfn, ref_count] of the records of the mapping that starts at iova. */

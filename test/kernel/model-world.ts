@@ -11,9 +11,9 @@ import { listMaps, listPages, viewPage, viewTask } from '../../src/kernel/view/t
 import { listMappings, listPfns, viewContainer, viewDevice, viewGroup } from '../../src/kernel/view/vfio.ts';
 import { decode, encode } from '../../src/service/codec.ts';
 import { isReserved, type NaivePage } from './naive-mm.ts';
-import { NaiveModel, type NaiveOutcome, type NaiveResult } from './naive-model.ts';
+import { NaiveModel } from './naive-model.ts';
+import { type NaiveOutcome, type NaiveResult, PAGE } from './naive-types.ts';
 
-export const PAGE = 4096n;
 const ALL = Number.MAX_SAFE_INTEGER;
 
 export const optionsOf = (dma_entry_limit: number): HostOptions => ({
@@ -31,6 +31,8 @@ export class Mismatch extends Error {}
 export class World {
   readonly model: NaiveModel;
   host: Host;
+  /** Whether states are compared after each step; outcomes always are. */
+  comparing = true;
   /** Sections of the last checkpoint, and the seq at which each was written. */
   private readonly kept = new Map<string, { seq: number; bytes: Uint8Array }>();
   /** Kernel pfns of the model's pages that the kernel chose; a page is met at its first fault. */
@@ -50,6 +52,16 @@ export class World {
     this.compareOutcomes(outcome, expected);
     this.compareStates();
     return { outcome, expected };
+  }
+
+  /** Executes a call on both without comparing: for what comes before the steps that matter. */
+  prepare(command: Command): void {
+    const call: Call = { at: this.host.seq, request_id: `r${this.host.seq + 1}`, notification: null, command };
+    const expected = this.model.execute(call);
+    const { refusal } = execute(this.host, call);
+    if (expected.errno !== null || refusal !== undefined)
+      throw new Mismatch(`preparing with ${command.op} was refused`);
+    this.meetPages();
   }
 
   private same(what: string, got: unknown, expected: unknown): void {
@@ -73,6 +85,7 @@ export class World {
   restart(): void {
     this.checkpoint();
     const data = new Map([...this.kept].map(([key, { bytes }]) => [key, decode(bytes)]));
+    if (this.model.pending.size > 0) this.model.seen.add('restart of the service inside an unmap');
     const { id, options, created_at } = this.host;
     this.host = restoreHost(id, { ...options }, created_at, data);
     this.compareStates();
@@ -83,11 +96,12 @@ export class World {
   /** The model can't know which frame the kernel takes for a new page: it is learnt where the page is mapped. */
   private meetPages(): void {
     const { memory } = this.model;
-    for (const [id, { mm }] of memory.tasks)
-      for (const [page, { pte }] of mm?.slots ?? []) {
+    for (const [id, { mm, leader }] of memory.tasks)
+      for (const [page, { pte }] of id === leader ? (mm?.slots ?? []) : []) {
         if (pte === null || pte.page.pfn !== null) continue;
         const flagsAndPfn = listPages(this.host, id, BigInt(page) * PAGE, 1)[0];
-        if (typeof flagsAndPfn?.pfn !== 'number') throw new Mismatch(`page ${page} of ${id} is not mapped in the kernel`);
+        if (typeof flagsAndPfn?.pfn !== 'number')
+          throw new Mismatch(`page ${page} of ${id} is not mapped in the kernel`);
         pte.page.pfn = flagsAndPfn.pfn;
         if (pte.page.kind === 'anon') this.met.set(pte.page, flagsAndPfn.pfn);
       }
@@ -133,6 +147,7 @@ export class World {
   // States
 
   compareStates(): void {
+    if (!this.comparing) return;
     const { ok, violations } = invariants(this.host);
     if (ok !== true) throw new Mismatch(`invariants: ${text(violations)}`);
     this.compareTasks();
@@ -146,8 +161,15 @@ export class World {
     for (const [id, { open }] of this.model.devices)
       this.same(`open_count of ${id}`, viewDevice(this.host, id).open_count, open);
     const waiting = [...this.host.operations.values()].filter(({ state }) => state !== 'done');
-    const asleep = waiting.map(({ id, blocked_on }) => [id, blocked_on?.startsWith('notification:') ? 'notification' : 'lock']);
-    this.same('operations that wait', asleep, this.model.asleep.map(({ id, waits }) => [id, waits]));
+    const asleep = waiting.map(({ id, blocked_on }) => [
+      id,
+      blocked_on?.startsWith('notification:') ? 'notification' : 'lock',
+    ]);
+    this.same(
+      'operations that wait',
+      asleep,
+      this.model.asleep.map(({ id, waits }) => [id, waits]),
+    );
     const pending = [...this.model.pending.keys()].map((n) => `notification-${n}`);
     this.same('notifications that wait', [...this.host.vfio.notifications.keys()], pending);
   }
@@ -159,6 +181,8 @@ export class World {
       const locked = task.locked_vm === null ? null : BigInt.asUintN(64, BigInt(task.locked_vm as number));
       const got = [task.alive, locked, task.rlimit_memlock, task.cap_ipc_lock];
       this.same(`task ${id}`, got, [mm !== null, mm?.locked_vm ?? null, memory.limits.get(leader), cap]);
+      // Threads share the mm that their leader was compared with.
+      if (id !== leader) continue;
       for (const [page, { pte }] of mm?.slots ?? []) {
         const shown = listPages(this.host, id, BigInt(page) * PAGE, 1)[0];
         const wanted = [pte?.page.pfn ?? null, pte !== null, pte?.writable ?? false];
@@ -176,13 +200,23 @@ export class World {
     }
   }
 
-  private compareContainer(id: string, { open, groups, iommu, dead }: NonNullable<ReturnType<NaiveModel['containers']['get']>>): void {
+  private compareContainer(
+    id: string,
+    { open, groups, iommu, dead }: NonNullable<ReturnType<NaiveModel['containers']['get']>>,
+  ): void {
     const shown = viewContainer(this.host, id);
     const got = [shown.fd_open, shown.groups, shown.dead !== null, shown.dma_avail, shown.notifiers];
     this.same(`container ${id}`, got, [open, groups, dead, iommu?.avail ?? null, iommu?.chain.blocks ?? []]);
     const mappings = listMappings(this.host, id, null, ALL).items.map(({ iova, size, vaddr, prot, task }) => {
       const records = listPfns(this.host, id, iova as bigint, null, ALL).items;
-      return { iova, size, vaddr, prot, task, pins: records.map((record) => [record.iova, record.pfn, record.ref_count]) };
+      return {
+        iova,
+        size,
+        vaddr,
+        prot,
+        task,
+        pins: records.map((record) => [record.iova, record.pfn, record.ref_count]),
+      };
     });
     const wanted = (iommu?.maps ?? []).map(({ iova, size, vaddr, prot, task, pins }) => {
       const names = ['READ', 'WRITE'].filter((_, bit) => (prot & (1 << bit)) !== 0);
@@ -193,7 +227,8 @@ export class World {
     this.same(`mappings of ${id}`, mappings, wanted);
     for (const { task, pins } of iommu?.maps ?? [])
       for (const { page, ref_count } of pins.values())
-        if (ref_count < 1 || (page.pins < 1 && !isReserved(page))) throw new Mismatch(`the model lost a pin of ${task}`);
+        if (ref_count < 1 || (page.pins < 1 && !isReserved(page)))
+          throw new Mismatch(`the model lost a pin of ${task}`);
   }
 }
 

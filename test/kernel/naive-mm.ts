@@ -82,8 +82,8 @@ export class NaiveMemory {
   }
 
   page(pfn: number): NaivePage {
-    let page = this.byPfn.get(pfn);
-    if (page === undefined) this.byPfn.set(pfn, (page = naivePage('normal', pfn)));
+    const page = this.byPfn.get(pfn) ?? naivePage('normal', pfn);
+    this.byPfn.set(pfn, page);
     return page;
   }
 
@@ -165,7 +165,8 @@ export class NaiveMemory {
   gup(mm: NaiveMm, at: number, write: boolean): NaivePage {
     const slot = mm.slots.get(at);
     if (slot === undefined || (slot.prot & (write ? WRITE : 1)) === 0) throw new Refused('EFAULT');
-    if (slot.pte === null) slot.pte = write ? { page: this.newAnon(), writable: true } : { page: this.zero, writable: false };
+    if (slot.pte === null)
+      slot.pte = write ? { page: this.newAnon(), writable: true } : { page: this.zero, writable: false };
     else if (write && !slot.pte.writable) this.breakCow(slot, slot.pte);
     const { page } = slot.pte;
     page.pins++;

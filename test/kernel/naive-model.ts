@@ -1,134 +1,27 @@
 // A naive model of a host of profile 5.15: maps, arrays and generators, written from the rules alone. It shares nothing with
-// src/kernel but the form of commands. A call that sleeps is a generator that has yielded.
+// src/kernel but the form of commands. Here: the switch, mappings, pins and notifier blocks.
 
 import type { Call, Command } from '../../src/kernel/command.ts';
 import { READ, WRITE } from '../../src/kernel/command.ts';
-import { ERRNO } from '../../src/kernel/errno.ts';
-import { isReserved, MOD_2_64, NaiveMemory, type NaivePage, Refused } from './naive-mm.ts';
+import { isReserved, MOD_2_64, type NaivePage, Refused } from './naive-mm.ts';
+import { NaiveOperations, refusedOutcome } from './naive-operations.ts';
+import {
+  done,
+  type NaiveChain,
+  type NaiveIommu,
+  type NaiveMapping,
+  type NaiveOp,
+  type NaiveOutcome,
+  type NaiveResult,
+  newChain,
+  type Of,
+  PAGE,
+  type Sleeping,
+} from './naive-types.ts';
 
-export interface NaiveMapping {
-  iova: bigint;
-  size: bigint;
-  vaddr: bigint;
-  prot: number;
-  /** Thread-group leader. */
-  task: string;
-  cap: boolean;
-  pins: Map<bigint, { page: NaivePage; ref_count: number }>;
-}
-
-/** The rw-lock of a chain, fair: a waiting writer holds off new readers. */
-export interface NaiveChain {
-  blocks: string[];
-  readers: NaiveOp[];
-  queue: { op: NaiveOp; write: boolean }[];
-}
-
-export interface NaiveIommu {
-  type: number;
-  limit: number;
-  avail: number;
-  maps: NaiveMapping[];
-  chain: NaiveChain;
-}
-
-export interface NaiveContainer {
-  open: boolean;
-  groups: string[];
-  iommu: NaiveIommu | null;
-  dead: boolean;
-}
-
-export interface NaiveGroup {
-  open: boolean;
-  container: string | null;
-  users: number;
-  devices: string[];
-  chain: NaiveChain;
-}
-
-export interface NaiveOutcome {
-  ret: number;
-  errno: string | null;
-  /** Fields of the reply, of a refusal too, that the model answers for. */
-  fields: Record<string, unknown>;
-}
-
-export interface NaiveNotification {
-  n: number;
-  op: NaiveOp;
-  device: string;
-  notifier: string;
-  iova: bigint;
-  size: bigint;
-  container: string;
-  attempt: number;
-}
-
-export interface NaiveOp {
-  id: string;
-  container: string;
-  /** Number of the notification inside whose handler it was called. */
-  inside: number | null;
-  waits: 'notification' | 'lock' | null;
-  run: Generator<'notification' | 'lock', NaiveOutcome, number>;
-  done: NaiveOutcome | null;
-  notified: number;
-  kind: string;
-}
-
-export interface NaiveResult extends NaiveOutcome {
-  parked: string | null;
-  finished: { id: string; outcome: NaiveOutcome }[];
-  emitted: NaiveNotification[];
-}
-
-/** What a long random run must have met at least once. */
-export type Milestone =
-  | 'rollback in the middle of a batch'
-  | 'eleventh notification and BUG'
-  | 'competing unmap inside a callback'
-  | 'register waits for a callback'
-  | 'unregister waits for a callback'
-  | 'late ack'
-  | 'restart whose range bisects'
-  | 'ENOMEM of the limit'
-  | 'nested call refused as a deadlock'
-  | 'walk waits behind a writer';
-
-type Of<O extends Command['op']> = Extract<Command, { op: O }>;
-type Sleeping = Generator<'notification' | 'lock', NaiveOutcome, number>;
-
-const PAGE = 4096n;
 const isAligned = (value: bigint): boolean => value % PAGE === 0n;
-const newChain = (): NaiveChain => ({ blocks: [], readers: [], queue: [] });
-const done = (fields: Record<string, unknown> = {}, ret = 0): NaiveOutcome => ({ ret, errno: null, fields });
 
-function refusedOutcome(error: unknown): NaiveOutcome {
-  if (!(error instanceof Refused)) throw error;
-  const at = error.at_index === undefined ? {} : { at_index: error.at_index };
-  const number = error.errno === 'NOT_FOUND' ? ERRNO.ENOENT : ERRNO[error.errno as keyof typeof ERRNO];
-  return { ret: -number, errno: error.errno, fields: { ...error.left, ...at } };
-}
-
-export class NaiveModel {
-  memory = new NaiveMemory();
-  containers = new Map<string, NaiveContainer>();
-  groups = new Map<string, NaiveGroup>();
-  devices = new Map<string, { group: string | null; open: number }>();
-  blocks = new Map<string, { device: string; type: number; priority: number }>();
-  /** Notifier calls that wait for their handler, by number. */
-  pending = new Map<number, NaiveNotification>();
-  next = 1;
-  /** Operations that sleep, oldest first. */
-  asleep: NaiveOp[] = [];
-  seq = 0;
-  seen = new Set<Milestone>();
-  private finished: NaiveResult['finished'] = [];
-  private emitted: NaiveNotification[] = [];
-
-  constructor(private readonly dma_entry_limit: number) {}
-
+export class NaiveModel extends NaiveOperations {
   execute(call: Call): NaiveResult {
     this.seq++;
     this.finished = [];
@@ -228,171 +121,6 @@ export class NaiveModel {
     }
   }
 
-  // Tasks, containers, groups, devices
-
-  private patchTask(c: Of<'patch_task'>): NaiveOutcome {
-    const task = this.memory.task(c.task);
-    const alive = [...this.memory.tasks.values()].some(({ leader, mm }) => leader === task.leader && mm !== null);
-    if (!alive || (c.cap_ipc_lock !== undefined && task.mm === null)) throw new Refused('ESRCH');
-    if (c.rlimit_memlock !== undefined) this.memory.limits.set(task.leader, c.rlimit_memlock);
-    if (c.cap_ipc_lock !== undefined) task.cap = c.cap_ipc_lock;
-    return done();
-  }
-
-  private container(id: string): NaiveContainer {
-    const container = this.containers.get(id);
-    if (container === undefined) throw new Refused('NOT_FOUND');
-    return container;
-  }
-
-  private group(id: string): NaiveGroup {
-    const group = this.groups.get(id);
-    if (group === undefined) throw new Refused('NOT_FOUND');
-    return group;
-  }
-
-  private device(id: string): { group: string | null; open: number } {
-    const device = this.devices.get(id);
-    if (device === undefined) throw new Refused('NOT_FOUND');
-    return device;
-  }
-
-  /** A mutating call on whatever hangs on a container that died is refused. */
-  private alive(id: string | null): void {
-    if (id !== null && this.container(id).dead) throw new Refused('EIO');
-  }
-
-  private fd(id: string): NaiveContainer {
-    const container = this.container(id);
-    if (container.dead) throw new Refused('EIO');
-    if (!container.open) throw new Refused('EBADF');
-    return container;
-  }
-
-  private putContainer({ container }: Of<'put_container'>): NaiveOutcome {
-    if (this.containers.has(container)) this.fd(container);
-    else this.containers.set(container, { open: true, groups: [], iommu: null, dead: false });
-    return done();
-  }
-
-  private closeContainer({ container }: Of<'close_container'>): NaiveOutcome {
-    this.fd(container).open = false;
-    this.freeContainer(container);
-    return done();
-  }
-
-  private freeContainer(id: string): void {
-    const container = this.container(id);
-    if (!container.open && container.groups.length === 0) this.containers.delete(id);
-  }
-
-  private openGroup({ group: id }: Of<'open_group'>): NaiveOutcome {
-    const group = this.group(id);
-    this.alive(group.container);
-    if (group.open || group.container !== null) throw new Refused('EBUSY');
-    // Whatever is left on the chain of group notifiers is warned about and forgotten.
-    group.chain = newChain();
-    group.open = true;
-    return done();
-  }
-
-  /** With devices open, the binding outlives the file descriptor. */
-  private closeGroup({ group: id }: Of<'close_group'>): NaiveOutcome {
-    const group = this.group(id);
-    this.alive(group.container);
-    if (!group.open) throw new Refused('EBADF');
-    group.open = false;
-    if (group.users > 0 && --group.users === 0) this.leave(id, group);
-    return done();
-  }
-
-  private setContainer(c: Of<'set_container'>): NaiveOutcome {
-    const group = this.group(c.group);
-    this.container(c.container);
-    this.alive(group.container);
-    this.alive(c.container);
-    if (!group.open) throw new Refused('EBADF');
-    if (group.users > 0) throw new Refused('EINVAL');
-    const container = this.fd(c.container);
-    group.container = c.container;
-    group.users = 1;
-    container.groups.push(c.group);
-    return done();
-  }
-
-  private unsetContainer(c: Of<'unset_container'>): NaiveOutcome {
-    const group = this.group(c.group);
-    this.alive(group.container);
-    if (!group.open) throw new Refused('EBADF');
-    if (group.users === 0) throw new Refused('EINVAL');
-    if (group.users > 1) throw new Refused('EBUSY');
-    this.leave(c.group, group);
-    return done();
-  }
-
-  /** A group leaves its container; the last one takes the iommu object and all mappings with it. */
-  private leave(id: string, group: NaiveGroup): void {
-    const name = group.container as string;
-    const container = this.container(name);
-    group.users = 0;
-    group.container = null;
-    container.groups = container.groups.filter((other) => other !== id);
-    if (container.groups.length === 0 && container.iommu !== null) {
-      const { chain } = container.iommu;
-      container.iommu = null;
-      if (chain.readers.length + chain.queue.length > 0) this.kill(name);
-    }
-    this.freeContainer(name);
-  }
-
-  private setIommu({ container: id, type }: Of<'set_iommu'>): NaiveOutcome {
-    const container = this.fd(id);
-    if (container.groups.length === 0 || container.iommu !== null) throw new Refused('EINVAL');
-    if (![1, 3, 6, 9, 10].includes(type)) throw new Refused('ENODEV');
-    if (type > 6) throw new Refused('EINVAL');
-    const limit = this.dma_entry_limit;
-    container.iommu = { type, limit, avail: limit, maps: [], chain: newChain() };
-    return done();
-  }
-
-  private openDevice({ device: id }: Of<'open_device'>): NaiveOutcome {
-    const device = this.device(id);
-    if (device.group === null) throw new Refused('ENODEV');
-    const group = this.group(device.group);
-    this.alive(group.container);
-    if (!group.open) throw new Refused('EBADF');
-    this.user(group);
-    group.users++;
-    device.open++;
-    return done();
-  }
-
-  private closeDevice({ device: id }: Of<'close_device'>): NaiveOutcome {
-    const device = this.device(id);
-    const group = device.group === null ? null : this.group(device.group);
-    this.alive(group?.container ?? null);
-    if (device.open === 0 || group === null) throw new Refused('EBADF');
-    device.open--;
-    group.users--;
-    if (group.users === 0) this.leave(device.group as string, group);
-    return done();
-  }
-
-  private iommuOf(id: string): NaiveIommu {
-    const { iommu } = this.fd(id);
-    if (iommu === null) throw new Refused('EINVAL');
-    return iommu;
-  }
-
-  /** The container behind a group that a call through one of its devices works on. */
-  private user(group: NaiveGroup): { name: string; container: NaiveContainer; iommu: NaiveIommu } {
-    const name = group.container;
-    if (name === null) throw new Refused('EINVAL');
-    const container = this.container(name);
-    if (container.iommu === null) throw new Refused('EINVAL');
-    return { name, container, iommu: container.iommu };
-  }
-
   // Mappings
 
   private map(c: Of<'map_dma'>): NaiveOutcome {
@@ -444,7 +172,10 @@ export class NaiveModel {
   }
 
   /** The first pinned mapping that an unmap would meet, if it is not refused before; null when it would go through. */
-  private firstStuck(iommu: NaiveIommu, r: { start: bigint; end: bigint; all: boolean; mm: unknown }): NaiveMapping | null {
+  private firstStuck(
+    iommu: NaiveIommu,
+    r: { start: bigint; end: bigint; all: boolean; mm: unknown },
+  ): NaiveMapping | null {
     if (this.bisects(iommu, r)) return null;
     for (const m of iommu.maps.filter(({ iova, size }) => iova < r.end && r.start < iova + size)) {
       if (iommu.type === 1 && r.start > m.iova) return null;
@@ -469,16 +200,6 @@ export class NaiveModel {
   ): boolean {
     if (iommu.chain.queue.length === 0 || !this.isInsideWalkOf(iommu.chain, inside)) return false;
     return this.firstStuck(iommu, request) !== null;
-  }
-
-  private isInsideWalkOf(chain: NaiveChain, inside: number | null): boolean {
-    for (let n = inside; n !== null; ) {
-      const pending = this.pending.get(n);
-      if (pending === undefined) return false;
-      if (chain.readers.includes(pending.op)) return true;
-      n = pending.op.inside;
-    }
-    return false;
   }
 
   private *unmapping(
@@ -509,14 +230,19 @@ export class NaiveModel {
         size += m.size;
       }
       if (stuck === null) break;
-      if (stuck !== last) [last, retries] = [stuck, 0];
-      else if (++retries > 10) {
+      if (stuck !== last) {
+        if (retries > 0) this.seen.add('tries counted anew for another mapping');
+        [last, retries] = [stuck, 0];
+      } else if (++retries > 10) {
         if (op.notified >= 11) this.seen.add('eleventh notification and BUG');
         this.kill(op.container);
         throw new Refused('EIO', { notifications: op.notified });
       }
       if (iommu.chain.blocks.length === 0) continue;
       yield* this.walk(op, iommu.chain, stuck, retries + 1);
+      // What the walk held up may have been the last user of the last group.
+      const container = this.containers.get(op.container);
+      if (!container?.dead && container?.iommu !== iommu) this.kill(op.container);
       if (this.containers.get(op.container)?.dead) return done();
     }
     const warnings = size === 0n ? { warnings: ['NOTHING_UNMAPPED'] } : {};
@@ -527,122 +253,7 @@ export class NaiveModel {
     return [...this.pending.values()].some((pending) => pending.op !== op && pending.iova === m.iova);
   }
 
-  /** Calls every block of the chain, under its lock for reading, until one answers with a stop value. */
-  private *walk(op: NaiveOp, chain: NaiveChain, m: NaiveMapping, attempt: number): Generator<'notification' | 'lock', void, number> {
-    const { iova, size } = m;
-    if (chain.queue.length === 0) chain.readers.push(op);
-    else {
-      this.seen.add('walk waits behind a writer');
-      chain.queue.push({ op, write: false });
-      yield 'lock';
-    }
-    for (const notifier of [...chain.blocks]) {
-      const { device } = this.blocks.get(notifier) as { device: string };
-      const n = this.next++;
-      const notification = { n, op, device, notifier, iova, size, container: op.container, attempt };
-      op.notified++;
-      this.pending.set(n, notification);
-      this.emitted.push(notification);
-      const ret = yield 'notification';
-      if ((ret & 0x8000) !== 0) break;
-    }
-    chain.readers = chain.readers.filter((reader) => reader !== op);
-    this.grant(chain);
-  }
-
-  /** Whoever waits for the lock gets it in order of arrival, before the one who dropped it goes on. */
-  private grant(chain: NaiveChain): void {
-    for (let head = chain.queue[0]; head !== undefined; head = chain.queue[0]) {
-      if (head.op.done === null && head.write && chain.readers.length > 0) return;
-      chain.queue.shift();
-      if (head.op.done !== null) continue;
-      if (!head.write) chain.readers.push(head.op);
-      this.proceed(head.op, 0);
-    }
-  }
-
-  /** A BUG: the container never answers again, and everything that sleeps in it is refused. */
-  private kill(id: string): void {
-    const container = this.containers.get(id);
-    if (container !== undefined) container.dead = true;
-    for (const [n, pending] of this.pending) if (pending.container === id) this.pending.delete(n);
-    for (const op of this.asleep.filter((other) => other.container === id)) {
-      const left = op.kind === 'unmap_dma' ? { notifications: op.notified } : {};
-      this.finish(op, refusedOutcome(new Refused('EIO', left)));
-    }
-  }
-
-  // Operations
-
-  /** Runs a call that may sleep. */
-  private start(kind: string, container: string, inside: number | null, make: (op: NaiveOp) => Sleeping): NaiveOutcome | NaiveOp {
-    const inPending = inside !== null && this.pending.has(inside) ? inside : null;
-    const op: NaiveOp = {
-      id: `${kind}-${this.seq}`,
-      kind,
-      container,
-      inside: inPending,
-      waits: null,
-      run: undefined as unknown as Sleeping,
-      done: null,
-      notified: 0,
-    };
-    op.run = make(op);
-    const step = op.run.next(0);
-    if (step.done) return step.value;
-    op.waits = step.value;
-    this.asleep.push(op);
-    return op;
-  }
-
-  /** Lets an operation that slept run on. */
-  private proceed(op: NaiveOp, value: number): void {
-    op.waits = null;
-    let outcome: NaiveOutcome;
-    try {
-      const step = op.run.next(value);
-      if (!step.done) {
-        op.waits = step.value;
-        return;
-      }
-      outcome = step.value;
-    } catch (error) {
-      outcome = refusedOutcome(error);
-    }
-    if (op.done === null) this.finish(op, outcome);
-  }
-
-  private finish(op: NaiveOp, outcome: NaiveOutcome): void {
-    op.done = outcome;
-    this.asleep = this.asleep.filter((other) => other !== op);
-    this.finished.push({ id: op.id, outcome });
-  }
-
-  /** A handler has returned, or its time is up (device null). */
-  private answer(id: string, device: string | null, ret: number): NaiveOutcome {
-    if (device !== null) this.device(device);
-    const n = Number(id.split('-')[1]);
-    const pending = this.pending.get(n);
-    if (pending === undefined) {
-      if (device === null) return done();
-      if (n >= this.next) throw new Refused('NOT_FOUND');
-      this.seen.add('late ack');
-      throw new Refused('EBUSY');
-    }
-    if (device !== null && pending.device !== device) throw new Refused('NOT_FOUND');
-    this.pending.delete(n);
-    this.proceed(pending.op, ret);
-    return done();
-  }
-
   // Notifier blocks
-
-  private groupOf(id: string): NaiveGroup | null {
-    const { group } = this.device(id);
-    if (group === null) return null;
-    this.alive(this.group(group).container);
-    return this.group(group);
-  }
 
   private register({ device, notifier: spec }: Of<'register_notifier'>, inside: number | null): NaiveOutcome | NaiveOp {
     const group = this.groupOf(device);
@@ -661,10 +272,13 @@ export class NaiveModel {
     const { name, iommu } = this.user(group);
     if (spec.type === 0) clear();
     const chain = spec.type === 0 ? iommu.chain : group.chain;
-    if (!this.isOnAnyChain(id)) this.blocks.set(id, { device, type: spec.type, priority: spec.priority });
+    if (!this.isOnAnyChain(id) && !this.isInsideWalkOf(chain, inside))
+      this.blocks.set(id, { device, type: spec.type, priority: spec.priority });
     const reply = done({ id, events_left: events });
     try {
-      return this.write('register_notifier', name, chain, inside, reply, () => this.insert(chain, id, spec.priority));
+      return this.write('register_notifier', name, this.device(device).group as string, chain, inside, reply, () =>
+        this.insert(chain, id, spec.priority),
+      );
     } catch (error) {
       if (error instanceof Refused) Object.assign(error.left, { events_left: events });
       throw error;
@@ -688,7 +302,10 @@ export class NaiveModel {
     chain.blocks.push(id);
   }
 
-  private unregister({ device, notifier: id, type }: Of<'unregister_notifier'>, inside: number | null): NaiveOutcome | NaiveOp {
+  private unregister(
+    { device, notifier: id, type }: Of<'unregister_notifier'>,
+    inside: number | null,
+  ): NaiveOutcome | NaiveOp {
     this.device(device);
     const block = this.blocks.get(id);
     if (block === undefined) throw new Refused('NOT_FOUND');
@@ -698,37 +315,18 @@ export class NaiveModel {
     if (kind !== 0 && kind !== 1) throw new Refused('EINVAL');
     const { name, iommu } = this.user(group);
     const chain = kind === 0 ? iommu.chain : group.chain;
-    return this.write('unregister_notifier', name, chain, inside, done({ id }), () => {
-      if (!chain.blocks.includes(id)) throw new Refused('ENOENT');
-      chain.blocks = chain.blocks.filter((other) => other !== id);
-    });
-  }
-
-  /** Changes a chain under its lock for writing. */
-  private write(
-    kind: 'register_notifier' | 'unregister_notifier',
-    container: string,
-    chain: NaiveChain,
-    inside: number | null,
-    reply: NaiveOutcome,
-    change: () => void,
-  ): NaiveOutcome | NaiveOp {
-    if (this.isInsideWalkOf(chain, inside)) {
-      this.seen.add('nested call refused as a deadlock');
-      throw new Refused('EDEADLK');
-    }
-    const locked = this.locked.bind(this);
-    return this.start(kind, container, inside, (op) => locked(op, kind, chain, reply, change));
-  }
-
-  private *locked(op: NaiveOp, kind: string, chain: NaiveChain, reply: NaiveOutcome, change: () => void): Sleeping {
-    if (chain.readers.length + chain.queue.length > 0) {
-      this.seen.add(kind === 'register_notifier' ? 'register waits for a callback' : 'unregister waits for a callback');
-      chain.queue.push({ op, write: true });
-      yield 'lock';
-    }
-    change();
-    return reply;
+    return this.write(
+      'unregister_notifier',
+      name,
+      this.device(device).group as string,
+      chain,
+      inside,
+      done({ id }),
+      () => {
+        if (!chain.blocks.includes(id)) throw new Refused('ENOENT');
+        chain.blocks = chain.blocks.filter((other) => other !== id);
+      },
+    );
   }
 
   // Pins

@@ -7,8 +7,8 @@ import {
   type BehaviourName,
   FIXES,
   PROFILE_NAMES,
-  type Profile,
   PROFILES,
+  type Profile,
   profileWith,
 } from '../../src/kernel/profile.ts';
 import { checkExtension, viewInfo } from '../../src/kernel/view/vfio.ts';

@@ -111,7 +111,7 @@ t.test('a call and an answer come back whole', async (t) => {
     finished: [],
     emitted: [],
   };
-  const answer = { seq: 3, outcome, operation: null, request_id: 'r' };
+  const answer = { seq: 3, outcome, operation: null, request_id: 'r', profile: '5.15' };
   t.strictSame(decodeAnswer(encodeAnswer({ ...answer, replayed: true } as typeof answer)), answer);
 });
 

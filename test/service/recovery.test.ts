@@ -220,6 +220,28 @@ t.test('options of a patch after the checkpoint do not reach back into the check
   t.strictSame(await fingerprintOf(again), before);
 });
 
+t.test(
+  'after a switch of checkpoints whose answer got lost, the next one does not build on pieces that are gone',
+  async (t) => {
+    const memory = await newStore();
+    const store = new FaultyStore(memory);
+    const service = await startService(store);
+    t.teardown(() => service.stop());
+    await submit(service, { op: 'patch_host', dma_entry_limit: 5 });
+    await service.checkpoint('default');
+    await submit(service, { op: 'patch_host', dma_entry_limit: 6 });
+    store.fate = 'after';
+    store.failAt = store.calls.length + 2;
+    await t.rejects(service.checkpoint('default'), /writeManifest/);
+    await submit(service, { op: 'patch_host', dma_entry_limit: 5 });
+    await service.checkpoint('default');
+    const before = await fingerprintOf(service);
+    const again = await startService(memory);
+    t.strictSame(again.readiness().quarantined, []);
+    t.strictSame(await fingerprintOf(again), before);
+  },
+);
+
 /** A store whose journal rows are changed on their way out. */
 async function tampered(
   change: (row: JournalRow) => JournalRow | null,

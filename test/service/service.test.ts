@@ -1,6 +1,7 @@
 // Requests against the service: group commit, reads, idempotency keys, parked operations, hosts as a whole, the stop.
 
 import t from 'tap';
+import { Committer } from '../../src/service/committer.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
 import {
   MAX_HOSTS,
@@ -287,6 +288,7 @@ t.test('while the store keeps failing the host is 503 and tried again, then it i
     clock.advance(10_000);
     await settle();
     await t.rejects(submit(service, put('t0')), { name: 'HostUnavailable', reason: 'recovering' });
+    await t.rejects(service.host('default'), { name: 'HostUnavailable', reason: 'recovering' });
     t.match(await service.hosts(), [{ id: 'default', state: 'recovering', counters: null }]);
   }
   store.failAt = 0;
@@ -333,6 +335,7 @@ t.test('hosts are isolated from each other', async (t) => {
 t.test('DELETE gives the leak report, ends who waits, and the id can be used again', async (t) => {
   const { service, memory } = await bench(t);
   for (const command of [notifier(), map(0n), pin(1, 2)]) await submit(service, command, { key: `k-${command.op}` });
+  const [life] = await memory.hosts();
   const waiting = submit(service, unmap(0n));
   const polling = service.notifications('default', 'nobody', 0, signal());
   await t.rejects(polling, { name: 'NoSuchObject' });
@@ -346,7 +349,19 @@ t.test('DELETE gives the leak report, ends who waits, and the id can be used aga
   t.strictSame(await memory.hosts(), []);
   await service.createHost('default', { ...DEFAULT_HOST_OPTIONS });
   t.match(await submit(service, put('t0'), { key: 'k-map_dma' }), { seq: 1, replayed: false });
+  const [next] = await memory.hosts();
+  t.ok((next?.generation ?? 0) > (life?.generation ?? 0), 'rows of the two lives can never mix');
   t.strictSame(await opsOf(service), ['put_task']);
+});
+
+t.test('a host that ends before its projection or checkpoint is written ends nothing else', async (t) => {
+  const committer = new Committer(new MemoryStore(), () => {});
+  const ended = committer.between(() => {
+    throw new Error('the host ended');
+  });
+  await t.rejects(ended, { message: 'the host ended' });
+  t.equal(await committer.between(async () => 'written'), 'written');
+  await committer.idle();
 });
 
 t.test('reset makes the host anew: journal, keys and PATCHes are gone', async (t) => {
@@ -363,6 +378,29 @@ t.test('reset makes the host anew: journal, keys and PATCHes are gone', async (t
     outcome: { ret: 0 },
   });
   t.strictSame(await opsOf(service), ['map_dma']);
+});
+
+t.test('what was executed before a delete is committed before it, what comes after it is not mixed in', async (t) => {
+  const { service, store, memory } = await bench(t);
+  const batches: string[][] = [];
+  const commit = memory.commit.bind(memory);
+  memory.commit = (c) => {
+    batches.push([
+      ...c.deleteHosts.map((id) => `-${id}`),
+      ...c.upsertHosts.map(({ id }) => `+${id}`),
+      ...c.journal.map(({ op }) => op),
+    ]);
+    return commit(c);
+  };
+  const open = store.hold('commit');
+  const blocker = submit(service, put('t0'));
+  await settle();
+  const last = submit(service, put('t1'));
+  const resetting = service.resetHost('default');
+  open();
+  await Promise.all([blocker, last, resetting]);
+  await service.deleteHost('default');
+  t.strictSame(batches, [['put_task'], ['put_task'], ['-default', '+default'], ['-default']]);
 });
 
 t.test('a delete whose commit failed before its work leaves the host; after its work it is gone', async (t) => {

@@ -14,7 +14,8 @@ export type Question = { ask: 'get_info'; argsz: number } | { ask: 'check_extens
 /** The command of an operation, or the question it asks. Throws Inexpressible. */
 export function translate(input: InputOp, model: MemoryModel): Command | Question {
   const { op, args } = input;
-  if ('null' in args && args.null !== undefined) throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
+  if ('null' in args && args.null !== undefined)
+    throw new Inexpressible(`${op} with a null ${args.null} pointer`, true);
   switch (op) {
     case 'get_info':
       return { ask: 'get_info', argsz: args.argsz };
@@ -107,7 +108,16 @@ function unmapOf({ as, iova, size, flags, argsz, bitmap }: Args<'unmap_dma'>): C
 const DIRTY_ARGSZ = 8;
 const DIRTY_GET_ARGSZ = 48;
 
-function dirtyPagesOf({ flags, iova, size, pgsize, bitmap_bytes, argsz, bitmap_addr, as }: Args<'dirty_pages'>): Command {
+function dirtyPagesOf({
+  flags,
+  iova,
+  size,
+  pgsize,
+  bitmap_bytes,
+  argsz,
+  bitmap_addr,
+  as,
+}: Args<'dirty_pages'>): Command {
   const range = {
     iova: BigInt(iova ?? 0),
     size: BigInt(size ?? 0),
@@ -129,7 +139,15 @@ function dirtyPagesOf({ flags, iova, size, pgsize, bitmap_bytes, argsz, bitmap_a
 function dmaRwOf({ group, device, iova, length, write, data, as }: Args<'dma_rw'>, model: MemoryModel): Command {
   const through = device ?? Object.entries(model.devices).find(([, { group: of }]) => of === group)?.[0];
   if (through === undefined) throw new Inexpressible(`dma_rw through group ${group}, which has no device`);
-  return { op: 'dma_rw', device: through, iova: BigInt(iova), length, write, data: write ? bytesOf(data, length) : null, task: as ?? null };
+  return {
+    op: 'dma_rw',
+    device: through,
+    iova: BigInt(iova),
+    length,
+    write,
+    data: write ? bytesOf(data, length) : null,
+    task: as ?? null,
+  };
 }
 
 function bytesOf(data: Args<'dma_rw'>['data'], length: number): string {
@@ -146,7 +164,8 @@ export function faultsOf({ op, args }: InputOp): Command[] {
   const call = op as 'pin_pages';
   if (record_alloc_fails_at !== undefined)
     faults.push({ op: 'put_fault', fault: 'record-alloc', point: 'record_alloc', call, nth: record_alloc_fails_at });
-  if (charge_killed_at !== undefined) faults.push({ op: 'put_fault', fault: 'charge', point: 'charge', call, nth: charge_killed_at });
+  if (charge_killed_at !== undefined)
+    faults.push({ op: 'put_fault', fault: 'charge', point: 'charge', call, nth: charge_killed_at });
   return faults;
 }
 

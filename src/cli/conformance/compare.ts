@@ -1,7 +1,6 @@
 // Compares a machine's own answers with the recorded ones, place by place.
 
 import type { Answer, AnswerEvent, State, Trace } from './trace.ts';
-import type { TraceOp } from './trace-format.ts';
 
 /** A place where answers differ. */
 export interface Difference {
@@ -18,9 +17,9 @@ export interface Comparison {
 }
 
 /** Compares the answers to one operation of a trace. `got` is complete: nothing of it follows from `expected`. */
-export function compareAnswers(expected: Answer, got: Answer, op: TraceOp, trace: Trace): Comparison {
+export function compareAnswers(expected: Answer, got: Answer, trace: Trace): Comparison {
   const result: Comparison = { differences: [], loose: { compared: 0, differing: 0 } };
-  compareCall(result, expected, got, op, '');
+  compareCall(result, expected, got, '');
   if (expected.state !== undefined && got.state !== undefined) {
     const states = compareStates(expected.state, got.state, trace, result);
     // After a call that never returned, the state is what the dying call left behind: no real caller can read it.
@@ -49,7 +48,7 @@ const hasLoosePins = ({ memory_model }: Trace, id: number): boolean => {
   return kind === 'reserved' || kind === 'zero';
 };
 
-function compareCall(result: Comparison, expected: Answer, got: Answer, op: TraceOp, at: string): void {
+function compareCall(result: Comparison, expected: Answer, got: Answer, at: string): void {
   const { differences } = result;
   if (expected.ret !== got.ret) differences.push({ place: `${at}ret`, expected: expected.ret, got: got.ret });
   for (const field of new Set([...Object.keys(expected.out), ...Object.keys(got.out)])) {
@@ -66,7 +65,7 @@ function compareCall(result: Comparison, expected: Answer, got: Answer, op: Trac
     for (const [j, call] of event.calls.entries()) {
       const mine = own.calls[j];
       if (call.answer === null || mine?.answer == null) continue;
-      compareCall(result, call.answer, mine.answer, call.op, `${at}call ${call.op}: `);
+      compareCall(result, call.answer, mine.answer, `${at}call ${call.op}: `);
     }
   }
 }

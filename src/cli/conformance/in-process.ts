@@ -11,9 +11,9 @@ import { checkExtension, listMappings, listPfns, viewContainer, viewInfo } from 
 import type { Question } from './commands.ts';
 import { CONTAINER, threadsOf } from './layout.ts';
 import type { Backend, Machine, Reply, Returned, Splat } from './machine.ts';
-import { infoOf, lockedVmOf, mappingOf, outputOf, notificationIn, pageOf, type Shown } from './observe.ts';
-import type { MemoryModel } from './trace-format.ts';
+import { infoOf, labelOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
 import type { State } from './trace.ts';
+import type { MemoryModel } from './trace-format.ts';
 
 export class InProcess implements Backend {
   readonly name = 'in process';
@@ -53,7 +53,8 @@ class KernelMachine implements Machine {
 
   async ask(question: Question): Promise<Returned> {
     try {
-      if (question.ask === 'get_info') return infoOf(printed(viewInfo(this.host, CONTAINER, question.argsz)), question.argsz);
+      if (question.ask === 'get_info')
+        return infoOf(printed(viewInfo(this.host, CONTAINER, question.argsz)), question.argsz);
       return { ret: checkExtension(this.host, CONTAINER, question.ext).ret as number, errno: null, out: {} };
     } catch (error) {
       const { ret, refusal } = refusalOf(error);
@@ -64,7 +65,9 @@ class KernelMachine implements Machine {
   async splats(): Promise<Splat[]> {
     const { items } = this.host.dmesg.since(this.lastSplat, ALL);
     this.lastSplat = items.at(-1)?.n ?? this.lastSplat;
-    return items.flatMap(({ kind, where, text }) => (kind === null || where === null ? [] : [{ kind, where, ...labelOf(text) }]));
+    return items.flatMap(({ kind, where, text }) =>
+      kind === null || where === null ? [] : [{ kind, where, ...labelOf(text) }],
+    );
   }
 
   async state(): Promise<State> {
@@ -96,17 +99,12 @@ class KernelMachine implements Machine {
   async end(): Promise<void> {}
 }
 
-/** The name that a splat's text begins with, as in `WARNING: at vfio_unpin_pages: device-not-open: D0`. */
-function labelOf(text: string): { label?: string } {
-  const label = /: at \w+: ([a-z0-9-]+):/.exec(text)?.[1];
-  return label === undefined ? {} : { label };
-}
-
 /** A container is gone when its fd is closed and its last group has left. */
 const NO_CONTAINER: Fields = { dma_avail: null, iommu_type: null, notifiers: [] };
 
 function returned(op: string, { ret, refusal, fields }: Outcome): Returned {
-  const refused = refusal === undefined ? {} : { errno: refusal.errno, ...((refusal.left as Fields | undefined) ?? {}) };
+  const refused =
+    refusal === undefined ? {} : { errno: refusal.errno, ...((refusal.left as Fields | undefined) ?? {}) };
   const shown = printed({ ...fields, ...refused });
   return { ret, errno: refusal?.errno ?? null, out: outputOf(op, shown) };
 }

@@ -69,7 +69,11 @@ export function* layoutOf(model: MemoryModel, withBytes: boolean): Iterable<Comm
   for (const [device, { group, has_unmap_callback }] of Object.entries(model.devices)) {
     yield { op: 'put_device', device, group, ...(has_unmap_callback === false ? { dma_unmap: false } : {}) };
     if (has_unmap_callback === true)
-      yield { op: 'register_notifier', device, notifier: { id: device, events: 1, type: 0, priority: 0, delivery: { kind: 'poll' } } };
+      yield {
+        op: 'register_notifier',
+        device,
+        notifier: { id: device, events: 1, type: 0, priority: 0, delivery: { kind: 'poll' } },
+      };
   }
 }
 

@@ -2,8 +2,8 @@
 
 import type { Command, HostOptions } from '../../kernel/command.ts';
 import type { Question } from './commands.ts';
-import type { MemoryModel } from './trace-format.ts';
 import type { Output, State } from './trace.ts';
+import type { MemoryModel } from './trace-format.ts';
 
 /** A call that has come back. `errno` is set where it was refused. */
 export interface Returned {

@@ -1,15 +1,16 @@
 // npm run conformance: replays recorded traces and says where this kernel answers differently from the recorded one.
 
+import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { PROFILES } from '../../kernel/profile.ts';
 import { InProcess } from './in-process.ts';
 import type { Backend } from './machine.ts';
-import { OverHttp } from './over-http.ts';
+import { OverHttp, Unusable } from './over-http.ts';
 import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
-import { readTraces, TraceError } from './trace-reader.ts';
 import type { RecordedTrace } from './trace.ts';
+import { readTraces, TraceError } from './trace-reader.ts';
 
 const USAGE = `usage: npm run conformance -- FILE... [options]
   FILE                     recorded traces, .jsonl or .jsonl.gz
@@ -18,7 +19,7 @@ const USAGE = `usage: npm run conformance -- FILE... [options]
   --include-features a,b   run traces with these features too
   --all                    run every trace, whatever its features
   --limit n                replay at most n traces a backend
-exit code: 0 agreement, 1 a difference, 2 bad usage or an unreadable file`;
+exit code: 0 agreement, 1 a difference, 2 bad usage, an unreadable file, or no service`;
 
 /** Features of traces that are run without being asked for. */
 const SUPPORTED_FEATURES: ReadonlySet<string> = new Set(['nested-unmap', 'self-deadlock']);
@@ -55,12 +56,17 @@ function parse(argv: string[]): Options {
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
-  const { values, positionals: files } = parsed as { values: Record<string, string | boolean | undefined>; positionals: string[] };
+  const { values, positionals: files } = parsed as {
+    values: Record<string, string | boolean | undefined>;
+    positionals: string[];
+  };
   if (files.length === 0) throw new UsageError('no trace file given');
   const limit = values.limit === undefined ? Number.POSITIVE_INFINITY : Number(values.limit);
   if (values.limit !== undefined && !/^[1-9]\d*$/.test(values.limit as string))
     throw new UsageError(`--limit ${values.limit} is not a number of traces`);
-  const included = String(values['include-features'] ?? '').split(',').filter(Boolean);
+  const included = String(values['include-features'] ?? '')
+    .split(',')
+    .filter(Boolean);
   return {
     files,
     features: new Set([...SUPPORTED_FEATURES, ...included]),
@@ -108,7 +114,11 @@ function backendsOf({ inProcess, http }: Options): (() => Promise<Backend>)[] {
 }
 
 /** The whole command. Returns its exit code. */
-export async function main(argv: string[], print: (text: string) => void, warn: (text: string) => void): Promise<number> {
+export async function main(
+  argv: string[],
+  print: (text: string) => void,
+  warn: (text: string) => void,
+): Promise<number> {
   try {
     const options = parse(argv);
     let code = 0;
@@ -125,11 +135,11 @@ export async function main(argv: string[], print: (text: string) => void, warn: 
     return code;
   } catch (error) {
     if (error instanceof UsageError) warn(`${error.message}\n${USAGE}`);
-    else if (error instanceof TraceError) warn(error.message);
+    else if (error instanceof TraceError || error instanceof Unusable) warn(error.message);
     else throw error;
     return 2;
   }
 }
 
-if (import.meta.url === `file://${process.argv[1]}`)
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href)
   process.exitCode = await main(process.argv.slice(2), console.log, console.error);

@@ -1,8 +1,8 @@
 // From what a host shows of itself, as JSON, to what a recorded trace says of the same thing.
 
 import { createHash } from 'node:crypto';
-import type { Returned } from './machine.ts';
 import { processOf } from './layout.ts';
+import type { Returned } from './machine.ts';
 import type { LockedVm, MappingState, Output, State } from './trace.ts';
 
 /** A JSON object as the service prints it: addresses and sizes as hex strings, counts as numbers. */
@@ -17,7 +17,8 @@ export function outputOf(op: string, reply: Shown): Output {
   if (op === 'register_notifier') return { events_word: reply.events_left };
   if (op === 'unmap_dma' && reply.size !== undefined) return { size: reply.size, ...bitmapOf(reply) };
   if (op === 'dirty_pages') return bitmapOf(reply);
-  if (op === 'dma_rw' && typeof reply.data === 'string' && reply.errno === undefined) return { data: dataOf(reply.data) };
+  if (op === 'dma_rw' && typeof reply.data === 'string' && reply.errno === undefined)
+    return { data: dataOf(reply.data) };
   return {};
 }
 
@@ -78,3 +79,9 @@ function capabilityOf({ id, version, pgsize_bitmap, max_dirty_bitmap_size, avail
 
 /** The notification that an operation is blocked on; '' when it sleeps for another reason. */
 export const notificationIn = (blockedOn: unknown): string => /^notification:(.+)$/.exec(String(blockedOn))?.[1] ?? '';
+
+/** The name that a splat's text begins with, as in `WARNING: at vfio_unpin_pages: device-not-open: D0`. */
+export function labelOf(text: string): { label?: string } {
+  const label = /: at \w+: ([a-z0-9-]+):/.exec(text)?.[1];
+  return label === undefined ? {} : { label };
+}

@@ -2,13 +2,14 @@
 
 import { Pool } from 'undici';
 import type { Command, HostOptions } from '../../kernel/command.ts';
+import { profileWith } from '../../kernel/profile.ts';
 import type { Question } from './commands.ts';
 import { requestOf } from './http-request.ts';
-import { CONTAINER, leaderOf } from './layout.ts';
+import { CONTAINER, processOf, threadsOf } from './layout.ts';
 import type { Backend, Machine, Parked, Reply, Returned, Splat } from './machine.ts';
-import { infoOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
-import type { MemoryModel, Vma } from './trace-format.ts';
+import { infoOf, labelOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
 import type { State } from './trace.ts';
+import type { MemoryModel, Vma } from './trace-format.ts';
 
 /** Connections that are used at the same time. */
 const CONNECTIONS = 8;
@@ -21,6 +22,9 @@ export interface RunningService {
   token?: string;
   close: () => Promise<void>;
 }
+
+/** No service answers at the address, or it does not let us in. */
+export class Unusable extends Error {}
 
 interface Response {
   status: number;
@@ -40,11 +44,16 @@ export class OverHttp implements Backend {
   async begin(options: HostOptions, model: MemoryModel): Promise<Machine> {
     const id = `conformance-${process.pid}-${++this.hosts}`;
     const client = new Client(this.pool, `/v1/hosts/${id}`, this.service.token);
-    const { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages } = options;
-    const body = { profile, template, dma_entry_limit, notifier_timeout_ms, total_pages };
-    const made = await client.send('PUT', '', body);
-    if (made.status !== 201) throw new Error(`PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`);
-    return new HttpMachine(client, model);
+    const { ttl_s: _, ...body } = options;
+    const made = await client.send('PUT', '', body).catch((error: Error & { code?: string }) => {
+      throw new Unusable(`${this.service.url}: ${error.code ?? ''} ${error.message}`);
+    });
+    if (made.status !== 201)
+      throw new Unusable(
+        `${this.service.url}: PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`,
+      );
+    const { taskKept } = profileWith(options.profile, options.fixes);
+    return new HttpMachine(client, model, taskKept === 'thread');
   }
 
   async close(): Promise<void> {
@@ -72,7 +81,9 @@ class Client {
     const text = await reply.body.text();
     const response = { status: reply.statusCode, body: (text === '' ? {} : JSON.parse(text)) as Shown };
     if (response.status === 400 || response.status >= 500)
-      throw new Error(`${method} ${this.base}${path} answered ${response.status}: ${text}; it was sent ${JSON.stringify(body)}`);
+      throw new Error(
+        `${method} ${this.base}${path} answered ${response.status}: ${text}; it was sent ${JSON.stringify(body)}`,
+      );
     return response;
   }
 
@@ -111,6 +122,8 @@ class HttpMachine implements Machine {
   constructor(
     private readonly client: Client,
     private readonly model: MemoryModel,
+    /** Whether a mapping belongs to the thread that made it, not to its process. */
+    private readonly ownedByThread: boolean,
   ) {}
 
   async call(command: Command, inside: string | null): Promise<Reply> {
@@ -148,11 +161,14 @@ class HttpMachine implements Machine {
   async splats(): Promise<Splat[]> {
     const splats: Splat[] = [];
     for (;;) {
-      const { items } = (await this.client.get(`/dmesg?since=${this.lastSplat}&limit=${LIST_LIMIT}`)) as { items: Shown[] };
+      const { items } = (await this.client.get(`/dmesg?since=${this.lastSplat}&limit=${LIST_LIMIT}`)) as {
+        items: Shown[];
+      };
       const last = items.at(-1);
       if (last === undefined) return splats;
       this.lastSplat = last.n as number;
-      for (const { kind, where } of items) if (kind !== null) splats.push({ kind, where } as Splat);
+      for (const { kind, where, text } of items)
+        if (kind !== null) splats.push({ kind, where, ...labelOf(text as string) } as Splat);
       if (items.length < LIST_LIMIT) return splats;
     }
   }
@@ -162,23 +178,43 @@ class HttpMachine implements Machine {
     const processes = Object.keys(this.model.processes);
     const [container, tasks] = await Promise.all([
       this.client.send('GET', path),
-      Promise.all(processes.map((process) => this.client.get(`/tasks/${leaderOf(process)}`))),
+      Promise.all(processes.map((process) => this.liveThread(process))),
     ]);
-    const { dma_avail, iommu_type, notifiers } = container.status === 404 ? NO_CONTAINER : container.body;
+    const { dma_avail, iommu_type, notifiers, dirty_page_tracking } =
+      container.status === 404 ? NO_CONTAINER : container.body;
     const listed = iommu_type === null ? [] : await this.client.list(`${path}/mappings`);
     const mappings = await Promise.all(
       listed.map(async (mapping) =>
-        mappingOf(mapping, mapping.npinned === 0 ? [] : await this.client.list(`${path}/mappings/${mapping.iova}/pfns`)),
+        mappingOf(
+          mapping,
+          mapping.npinned === 0 ? [] : await this.client.list(`${path}/mappings/${mapping.iova}/pfns`),
+          this.ownedByThread,
+        ),
       ),
     );
-    for (const mapping of mappings) this.reach(mapping.owner, BigInt(mapping.vaddr), BigInt(mapping.size));
+    for (const mapping of mappings) this.reach(processOf(mapping.owner), BigInt(mapping.vaddr), BigInt(mapping.size));
     return {
       mappings,
       locked_vm: Object.fromEntries(processes.map((process, i) => [process, lockedVmOf(tasks[i] as Shown)])),
-      pages: await this.pages(new Set(processes.filter((_, i) => tasks[i]?.alive === true))),
+      pages: await this.pages(
+        new Map(tasks.flatMap(({ id, alive }) => (alive === true ? [[processOf(id as string), id as string]] : []))),
+      ),
       dma_avail: dma_avail as number | null,
+      ...(dirty_page_tracking === true ? { dirty_tracking: true } : {}),
       ...(iommu_type === null ? {} : { listeners: (notifiers as unknown[]).length }),
     };
+  }
+
+  /** A thread that can still say what its process is charged; the first one when none is left. */
+  private async liveThread(process: string): Promise<Shown> {
+    const threads = threadsOf(this.model, process);
+    const first = await this.client.get(`/tasks/${threads[0]}`);
+    if (first.alive === true) return first;
+    for (const thread of threads.slice(1)) {
+      const shown = await this.client.get(`/tasks/${thread}`);
+      if (shown.alive === true) return shown;
+    }
+    return first;
   }
 
   private reach(process: string, vaddr: bigint, size: bigint): void {
@@ -189,17 +225,18 @@ class HttpMachine implements Machine {
   }
 
   /** The pages of the areas that mappings have reached: through the page table, or one by one when the task is gone. */
-  private async pages(alive: ReadonlySet<string>): Promise<State['pages']> {
+  private async pages(alive: ReadonlyMap<string, string>): Promise<State['pages']> {
     const reads: Promise<Shown[]>[] = [];
     for (const [process, { vmas }] of Object.entries(this.model.processes))
       for (const vma of vmas.filter((area) => this.reached.has(area)))
-        reads.push(alive.has(process) ? this.pagesOfArea(process, vma) : this.pagesOneByOne(vma));
+        reads.push(this.pagesOfArea(alive.get(process), vma));
     const byId = new Map((await Promise.all(reads)).flat().map((page) => [page.pfn as number, page]));
     return [...byId.values()].flatMap(pageOf).sort(([a], [b]) => a - b);
   }
 
-  private async pagesOfArea(process: string, { start, npages }: Vma): Promise<Shown[]> {
-    const path = `/tasks/${leaderOf(process)}/pages?addr=${start}&npage=${npages}`;
+  private async pagesOfArea(thread: string | undefined, area: Vma): Promise<Shown[]> {
+    if (thread === undefined) return this.pagesOneByOne(area);
+    const path = `/tasks/${thread}/pages?addr=${area.start}&npage=${area.npages}`;
     const { items } = (await this.client.get(path)) as { items: Shown[] };
     return items.filter(({ pfn }) => pfn !== null);
   }

@@ -61,16 +61,20 @@ export async function replay(backend: Backend, trace: Trace): Promise<Replay> {
 }
 
 async function layOut(machine: Machine, trace: Trace): Promise<void> {
-  for (const command of layoutOf(trace.memory_model, trace.ops.some(({ op }) => op === 'dma_rw'))) {
+  const withBytes = trace.ops.some(({ op }) => op === 'dma_rw');
+  for (const command of layoutOf(trace.memory_model, withBytes)) {
     const reply = await machine.call(command, null);
     if (isParked(reply) || reply.errno !== null)
-      throw new Error(`seed ${trace.seed}: the layout's ${command.op} was refused: ${JSON.stringify({ command, reply }, hexed)}`);
+      throw new Error(
+        `seed ${trace.seed}: the layout's ${command.op} was refused: ${JSON.stringify({ command, reply }, hexed)}`,
+      );
   }
   const splats = await machine.splats();
   if (splats.length > 0) throw new Error(`seed ${trace.seed}: the layout raised ${JSON.stringify(splats)}`);
 }
 
-const hexed = (_key: string, value: unknown): unknown => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value);
+const hexed = (_key: string, value: unknown): unknown =>
+  typeof value === 'bigint' ? `0x${value.toString(16)}` : value;
 
 /** Whether a call in which this happened never returns. */
 const isFatal = (event: AnswerEvent): boolean =>
@@ -112,7 +116,8 @@ class Player {
 
   /** A limit or capability of a task that has exited: the kernel never looks at it again. */
   private requireLive({ op, args }: InputOp): void {
-    if (op === 'exit_process') for (const thread of threadsOf(this.trace.memory_model, args.process)) this.exited.add(thread);
+    if (op === 'exit_process')
+      for (const thread of threadsOf(this.trace.memory_model, args.process)) this.exited.add(thread);
     if (op === 'exit_thread') this.exited.add(args.thread);
     const thread = op === 'set_rlimit' ? leaderOf(args.process) : op === 'set_cap' ? args.thread : null;
     if (thread !== null && this.exited.has(thread)) throw new Inexpressible(`${op} of a task that has exited`, true);
@@ -138,7 +143,10 @@ class Player {
         const stuck = await this.nest(script?.calls ?? [], id, calls);
         if (stuck) return { ret: 0, errno: null, out: {} };
         const ret = script?.returns ?? NOTIFY_DONE;
-        await this.machine.call({ op: 'ack_notification', device, notification: id, ret, reason: 'ack', detail: null }, null);
+        await this.machine.call(
+          { op: 'ack_notification', device, notification: id, ret, reason: 'ack', detail: null },
+          null,
+        );
       }
       reply = await this.machine.resume(operation);
     }

@@ -55,7 +55,7 @@ export class Report {
     for (const [i, own] of answers.entries()) {
       const [expected, input] = [recorded.answers[i], trace.ops[i]];
       if (own === null || expected === undefined || input === undefined) continue;
-      const comparison = compareAnswers(expected, own, input.op, trace);
+      const comparison = compareAnswers(expected, own, trace);
       this.count(comparison, expected, input);
       differences += comparison.differences.length;
       for (const difference of comparison.differences)
@@ -72,7 +72,8 @@ export class Report {
       );
     }
     const agrees = differences === 0;
-    for (const feature of trace.features.length > 0 ? trace.features : [NO_FEATURE]) tally(this.traces, feature, agrees);
+    for (const feature of trace.features.length > 0 ? trace.features : [NO_FEATURE])
+      tally(this.traces, feature, agrees);
     this.total = { agree: this.total.agree + (agrees ? 1 : 0), all: this.total.all + 1 };
   }
 
@@ -92,7 +93,8 @@ export class Report {
     const lines = [`== ${this.backend} ==`, '', ...table(['feature', 'traces', 'agree', ''], rowsOf(this.traces)), ''];
     lines.push(...table(['op', 'recorded', 'calls', 'agree', ''], rowsOf(this.ops)), '');
     for (const [reason, traces] of [...this.skipped].sort()) lines.push(`skipped, ${reason}: ${traces} traces`);
-    for (const [reason, times] of [...this.leftOut].sort()) lines.push(`left out, not expressible, ${reason}: ${times}`);
+    for (const [reason, times] of [...this.leftOut].sort())
+      lines.push(`left out, not expressible, ${reason}: ${times}`);
     lines.push(`compared loosely: ${this.loose.compared} places, ${this.loose.differing} of them differ`);
     for (const { kind, where, times, args, expected, got } of this.firsts.values())
       lines.push('', `DIFFERENCE ${kind} (${times} times), first at ${where}`, ...shown({ args, expected, got }));
@@ -101,7 +103,8 @@ export class Report {
   }
 }
 
-const at = ({ file, line, seed }: RecordedTrace['trace'], op: number): string => `${file}:${line} seed ${seed} op ${op}`;
+const at = ({ file, line, seed }: RecordedTrace['trace'], op: number): string =>
+  `${file}:${line} seed ${seed} op ${op}`;
 
 const shown = (values: Record<string, unknown>): string[] =>
   Object.entries(values).map(([name, value]) => `  ${name.padEnd(9)}${JSON.stringify(value) ?? 'nothing'}`);
@@ -121,5 +124,10 @@ const percent = (agree: number, all: number): string => `${(Math.floor((1000 * a
 
 function table(head: string[], rows: string[][]): string[] {
   const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i]?.length ?? 0)));
-  return [head, ...rows].map((row) => row.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join('  ').trimEnd());
+  return [head, ...rows].map((row) =>
+    row
+      .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+      .join('  ')
+      .trimEnd(),
+  );
 }

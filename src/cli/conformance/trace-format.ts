@@ -187,7 +187,11 @@ export const Event = Type.Union([
     returns: Type.Integer(),
     script: Type.Optional(Type.String()),
   }),
-  object({ type: Type.Literal('wait'), calls: Type.Array(Type.Unknown()), fatal_signal: Type.Optional(Type.Boolean()) }),
+  object({
+    type: Type.Literal('wait'),
+    calls: Type.Array(Type.Unknown()),
+    fatal_signal: Type.Optional(Type.Boolean()),
+  }),
   object({ type: Type.Union([Type.Literal('WARN'), Type.Literal('BUG')]), what: Type.String() }),
   object({ type: Type.Literal('DEADLOCK'), lock: Type.String() }),
 ]);

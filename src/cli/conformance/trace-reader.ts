@@ -4,8 +4,25 @@ import { readFileSync } from 'node:fs';
 import { gunzipSync } from 'node:zlib';
 import type { TSchema } from 'typebox';
 import { Compile, type Validator } from 'typebox/compile';
-import type { Answer, AnswerEvent, InputOp, Output, OwnNotification, RecordedTrace, Script, ScriptSource } from './trace.ts';
-import { ARGS, Expect, type MemoryModel, Operation, type Args, Trace as TraceSchema, type TraceOp } from './trace-format.ts';
+import type {
+  Answer,
+  AnswerEvent,
+  InputOp,
+  Output,
+  OwnNotification,
+  RecordedTrace,
+  Script,
+  ScriptSource,
+} from './trace.ts';
+import {
+  ARGS,
+  type Args,
+  Expect,
+  type MemoryModel,
+  Operation,
+  type TraceOp,
+  Trace as TraceSchema,
+} from './trace-format.ts';
 
 /** A trace file that cannot be read: says which file and line. */
 export class TraceError extends Error {

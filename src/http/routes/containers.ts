@@ -8,7 +8,7 @@ import { DEFAULT_PAGE } from '../limits.ts';
 import { decodeCursor, numberOf } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
 import { closed, Id, Int, Names, PageOf, PageQuery, Path, ReplyOf, UINT_MAX } from '../schema.ts';
-import { Container, Info } from '../views.ts';
+import { Container, Info } from '../views/vfio.ts';
 
 /** VFIO_TYPE1_IOMMU and VFIO_TYPE1v2_IOMMU. */
 const IOMMU_TYPES = { TYPE1: 1, TYPE1v2: 3 };

@@ -9,8 +9,8 @@ import { DEFAULT_PAGE } from '../limits.ts';
 import { NotifierBody, notifierOf } from '../notifier-spec.ts';
 import { decodeCursor } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { closed, Count, Id, Nullable, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
-import { Device } from '../views.ts';
+import { Count, closed, Id, Nullable, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
+import { Device } from '../views/vfio.ts';
 
 const device = { host: Path.host, device: Path.device };
 const example = { id: 'mdev0', group: '26', container: 'vfio0', open: true, open_count: 1 };
@@ -43,9 +43,13 @@ const put = describe({
       }),
       example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', notifier: 'n1', seq: 9 },
     },
-    { status: 200, description: 'Exists with the same body: nothing changed', example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', seq: 10 } },
+    {
+      status: 200,
+      description: 'Exists with the same body: nothing changed',
+      example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', seq: 10 },
+    },
   ],
-  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EIO'],
+  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'EEXIST', detail: "device 'mdev0' exists with another body" },
 });
 
@@ -57,7 +61,14 @@ const list = describe({
   does: 'read',
   params: { host: Path.host },
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of devices', schema: PageOf(Device), example: { items: [example], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of devices',
+      schema: PageOf(Device),
+      example: { items: [example], next_cursor: null },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -92,12 +103,14 @@ const close = describe({
   operationId: 'close_device',
   tag: 'devices',
   summary: 'Close a device file descriptor',
-  description: 'What a driver cleans up in its close callback is the caller\'s business: nothing is unpinned here.',
+  description: "What a driver cleans up in its close callback is the caller's business: nothing is unpinned here.",
   does: 'command',
   params: device,
   body: closed({}),
   bodyExample: {},
-  success: [{ status: 200, description: 'Closed once', schema: OpenCount, example: { ret: 0, open_count: 0, seq: 12 } }],
+  success: [
+    { status: 200, description: 'Closed once', schema: OpenCount, example: { ret: 0, open_count: 0, seq: 12 } },
+  ],
   refusals: ['EBADF', 'EIO'],
   refusalExample: { errno: 'EBADF', detail: "device 'mdev0' is not open" },
 });

@@ -8,8 +8,8 @@ import { describe } from '../describe.ts';
 import { DEFAULT_PAGE, MAX_TREE_DEPTH } from '../limits.ts';
 import { decodeCursor, mask, u32, u64 } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { closed, Count, Flags, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
-import { Mapping, PfnRecord, Tree } from '../views.ts';
+import { Count, closed, Flags, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
+import { Mapping, PfnRecord, Tree } from '../views/vfio.ts';
 
 const MAP_FLAGS = { READ, WRITE, VADDR: MAP_VADDR };
 const UNMAP_FLAGS = { GET_DIRTY_BITMAP: UNMAP_GET_DIRTY_BITMAP, ALL: UNMAP_ALL, VADDR: UNMAP_VADDR };
@@ -19,14 +19,24 @@ const MAP_ARGSZ = 32;
 const SHOWN_DEPTH = 8;
 
 const container = { host: Path.host, container: Path.container };
-const mapping = { ...container, iova: Type.String({ pattern: '^(0[xX][0-9a-fA-F]+|[0-9]+)$', format: 'u64', maxLength: 66, description: 'Start of the mapping', examples: ['0x0'] }) };
+const mapping = {
+  ...container,
+  iova: Type.String({
+    pattern: '^(0[xX][0-9a-fA-F]+|[0-9]+)$',
+    format: 'u64',
+    maxLength: 66,
+    description: 'Start of the mapping',
+    examples: ['0x0'],
+  }),
+};
 const argsz = Type.Optional(Int('Size that the caller gives the argument block', 0, 2 ** 32 - 1));
 
 const mapDma = describe({
   operationId: 'map_dma',
   tag: 'dma',
   summary: 'VFIO_IOMMU_MAP_DMA',
-  description: 'Maps a range of a task at an iova. Nothing is pinned, charged or looked at: a bogus vaddr is noticed at the first pin.',
+  description:
+    'Maps a range of a task at an iova. Nothing is pinned, charged or looked at: a bogus vaddr is noticed at the first pin.',
   does: 'command',
   params: container,
   body: closed({
@@ -40,7 +50,10 @@ const mapDma = describe({
   bodyExample: { task: 'qemu', iova: '0x0', vaddr: '0x7f0000000000', size: '0x10000000', flags: ['READ', 'WRITE'] },
   success: [{ status: 200, description: 'Mapped', schema: ReplyOf({}), example: { ret: 0, seq: 1 } }],
   refusals: ['EINVAL', 'EEXIST', 'ENOSPC', 'ENOENT', 'ESRCH', 'EBADF', 'EIO'],
-  refusalExample: { errno: 'EEXIST', detail: "[0x0, 0x10000000) overlaps the mapping [0x0, 0x10000000) of container 'vfio0'" },
+  refusalExample: {
+    errno: 'EEXIST',
+    detail: "[0x0, 0x10000000) overlaps the mapping [0x0, 0x10000000) of container 'vfio0'",
+  },
 });
 
 const unmapDma = describe({
@@ -65,12 +78,18 @@ const unmapDma = describe({
     {
       status: 200,
       description: 'Unmapped; unmapping nothing succeeds with size 0x0 and a warning',
-      schema: ReplyOf({ size: U64Out('Bytes removed'), notifications: Count('Handler calls over all listeners and tries') }),
+      schema: ReplyOf({
+        size: U64Out('Bytes removed'),
+        notifications: Count('Handler calls over all listeners and tries'),
+      }),
       example: { ret: 0, size: '0x10000000', notifications: 0, seq: 2 },
     },
   ],
   refusals: ['EINVAL', 'ESRCH', 'EBADF', 'EIO', 'EDEADLK', 'EBUSY'],
-  refusalExample: { errno: 'EINVAL', detail: "[0x1000, 0x2000) bisects the mapping [0x0, 0x10000000) of container 'vfio0'" },
+  refusalExample: {
+    errno: 'EINVAL',
+    detail: "[0x1000, 0x2000) bisects the mapping [0x0, 0x10000000) of container 'vfio0'",
+  },
 });
 
 const list = describe({
@@ -86,7 +105,20 @@ const list = describe({
       status: 200,
       description: 'One page of mappings',
       schema: PageOf(Mapping),
-      example: { items: [{ iova: '0x0', size: '0x10000000', vaddr: '0x7f0000000000', prot: ['READ', 'WRITE'], task: 'qemu', npinned: 2, vaddr_invalid: false }], next_cursor: null },
+      example: {
+        items: [
+          {
+            iova: '0x0',
+            size: '0x10000000',
+            vaddr: '0x7f0000000000',
+            prot: ['READ', 'WRITE'],
+            task: 'qemu',
+            npinned: 2,
+            vaddr_invalid: false,
+          },
+        ],
+        next_cursor: null,
+      },
     },
   ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no container 'vfio9'" },
@@ -101,7 +133,12 @@ const pfns = describe({
   params: mapping,
   query: PageQuery,
   success: [
-    { status: 200, description: 'One page of records', schema: PageOf(PfnRecord), example: { items: [{ iova: '0x1000', pfn: 1048576, ref_count: 1 }], next_cursor: null } },
+    {
+      status: 200,
+      description: 'One page of records',
+      schema: PageOf(PfnRecord),
+      example: { items: [{ iova: '0x1000', pfn: 1048576, ref_count: 1 }], next_cursor: null },
+    },
   ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no mapping '0x1000'" },
 });
@@ -110,16 +147,24 @@ const tree = describe({
   operationId: 'get_tree',
   tag: 'dma',
   summary: 'Red-black tree of a mapping',
-  description: 'The tree of vfio_pfn records itself, from its root down to `depth` levels; what lies deeper is shown as "...".',
+  description:
+    'The tree of vfio_pfn records itself, from its root down to `depth` levels; what lies deeper is shown as "...".',
   does: 'read',
   params: mapping,
-  query: { depth: Type.Optional(Type.Integer({ minimum: 1, maximum: MAX_TREE_DEPTH, default: SHOWN_DEPTH, description: 'Levels' })) },
+  query: {
+    depth: Type.Optional(
+      Type.Integer({ minimum: 1, maximum: MAX_TREE_DEPTH, default: SHOWN_DEPTH, description: 'Levels' }),
+    ),
+  },
   success: [
     {
       status: 200,
       description: 'The tree',
       schema: Tree,
-      example: { count: 1, root: { iova: '0x1000', pfn: 1048576, ref_count: 1, color: 'black', left: null, right: null } },
+      example: {
+        count: 1,
+        root: { iova: '0x1000', pfn: 1048576, ref_count: 1, color: 'black', left: null, right: null },
+      },
     },
   ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no mapping '0x1000'" },
@@ -160,7 +205,9 @@ export function dmaRoutes(app: Api): void {
   app.get('/v1/hosts/:host/containers/:container/mappings/:iova/pfns', { schema: pfns }, (request) => {
     const { params, query } = request;
     const after = decodeCursor(query.cursor, 'bigint');
-    return showPage(request, (host) => listPfns(host, params.container, u64(params.iova), after, query.limit ?? DEFAULT_PAGE));
+    return showPage(request, (host) =>
+      listPfns(host, params.container, u64(params.iova), after, query.limit ?? DEFAULT_PAGE),
+    );
   });
   app.get('/v1/hosts/:host/containers/:container/mappings/:iova/tree', { schema: tree }, (request) => {
     const { params, query } = request;

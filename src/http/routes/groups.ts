@@ -8,7 +8,7 @@ import { DEFAULT_PAGE } from '../limits.ts';
 import { decodeCursor } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
 import { closed, Id, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
-import { Group } from '../views.ts';
+import { Group } from '../views/vfio.ts';
 
 const group = { host: Path.host, group: Path.group };
 const example = { id: '26', kind: 'mdev', fd_open: true, container: 'vfio0', container_users: 2, devices: ['mdev0'], notifiers: [] };

@@ -9,7 +9,7 @@ import { DEFAULT_PAGE, MAX_TIMEOUT_MS, MAX_TTL_S } from '../limits.ts';
 import { decodeCursor, printedFields } from '../parse.ts';
 import { pageOf, submit } from '../reply.ts';
 import { closed, Int, MAX_PFN, Names, Nullable, PageOf, PageQuery, Path, ReplyOf, UINT_MAX } from '../schema.ts';
-import { HostFields, HostOptionsFields, HostView, LeakFields } from '../views.ts';
+import { HostFields, HostOptionsFields, HostView, LeakFields } from '../views/host.ts';
 
 const host = { host: Path.host };
 const changeable = {

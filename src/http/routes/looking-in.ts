@@ -7,8 +7,8 @@ import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
 import { DEFAULT_PAGE } from '../limits.ts';
 import { logBody, printLines, show, showLog } from '../reply.ts';
-import { closed, Count, LogOf, Names, Path, SinceQuery } from '../schema.ts';
-import { DmesgEntry, Invariants, JournalEntry, Leaks, TraceEntry } from '../views.ts';
+import { Count, closed, LogOf, Names, Path, SinceQuery } from '../schema.ts';
+import { DmesgEntry, Invariants, JournalEntry, Leaks, TraceEntry } from '../views/host.ts';
 
 const host = { host: Path.host };
 const refusalExample = { errno: 'NOT_FOUND', detail: "no host 'h9'" } as const;
@@ -17,7 +17,8 @@ const dmesg = describe({
   operationId: 'dmesg',
   tag: 'looking-in',
   summary: 'Kernel log',
-  description: 'A WARN or BUG is a splat in kernel style, with the request that caused it. `format=text` gives plain text.',
+  description:
+    'A WARN or BUG is a splat in kernel style, with the request that caused it. `format=text` gives plain text.',
   does: 'read',
   params: host,
   query: { ...SinceQuery, format: Type.Optional(Names(['json', 'text'], 'json (default) or text')) },
@@ -27,10 +28,27 @@ const dmesg = describe({
       description: 'Entries in order',
       schema: LogOf(DmesgEntry),
       example: {
-        items: [{ n: 1, seq: 12, at: 1700000000000, level: 'warning', text: 'WARNING: at notifier_chain_register', kind: 'WARN', where: 'notifier_chain_register', request_id: 'c9a1' }],
+        items: [
+          {
+            n: 1,
+            seq: 12,
+            at: 1700000000000,
+            level: 'warning',
+            text: 'WARNING: at notifier_chain_register',
+            kind: 'WARN',
+            where: 'notifier_chain_register',
+            request_id: 'c9a1',
+          },
+        ],
       },
     },
-    { status: 200, description: 'Entries in order', contentType: 'text/plain', schema: Type.String(), example: '[    0.000000] vfio: example\n' },
+    {
+      status: 200,
+      description: 'Entries in order',
+      contentType: 'text/plain',
+      schema: Type.String(),
+      example: '[    0.000000] vfio: example\n',
+    },
   ],
   refusalExample,
 });
@@ -48,7 +66,21 @@ const trace = describe({
       status: 200,
       description: 'Entries in order',
       schema: LogOf(TraceEntry),
-      example: { items: [{ n: 1, seq: 1, at: 1700000000000, request_id: 'c9a1', event: 'operation', op: 'map_dma', ret: 0, errno: null, parked: null }] },
+      example: {
+        items: [
+          {
+            n: 1,
+            seq: 1,
+            at: 1700000000000,
+            request_id: 'c9a1',
+            event: 'operation',
+            op: 'map_dma',
+            ret: 0,
+            errno: null,
+            parked: null,
+          },
+        ],
+      },
     },
   ],
   refusalExample,
@@ -68,7 +100,18 @@ const journal = describe({
       description: 'Entries in order',
       schema: LogOf(JournalEntry),
       example: {
-        items: [{ n: 1, seq: 1, at: 1700000000000, request_id: 'c9a1', op: 'open_device', command: { op: 'open_device', device: 'mdev0' }, digest: '000102030405060708090a0b0c0d0e0f' }],
+        items: [
+          {
+            n: 1,
+            seq: 1,
+            at: 1700000000000,
+            request_id: 'c9a1',
+            notification: null,
+            op: 'open_device',
+            command: { op: 'open_device', device: 'mdev0' },
+            digest: '000102030405060708090a0b0c0d0e0f',
+          },
+        ],
       },
     },
   ],
@@ -82,7 +125,14 @@ const check = describe({
   description: 'Tree shapes, counters, references and charges, recomputed from scratch.',
   does: 'read',
   params: host,
-  success: [{ status: 200, description: 'What holds and what does not', schema: Invariants, example: { ok: true, violations: [] } }],
+  success: [
+    {
+      status: 200,
+      description: 'What holds and what does not',
+      schema: Invariants,
+      example: { ok: true, violations: [] },
+    },
+  ],
   refusalExample,
 });
 
@@ -101,9 +151,18 @@ const leak = describe({
       example: {
         items: [
           {
-            device: 'mdev0', container: 'vfio0', iova: '0x10000', size: '0x2000', npage: 2, references: 1,
-            first_pin: { seq: 3, request_id: 'c9a1' }, last_pin: { seq: 3, request_id: 'c9a1' }, notified: false,
-            state: 'pinned', leaked_seq: null, warn: 'WARNING: at vfio_remove_dma: mapping [0x0, 0x10000000) of vfio0 removed with 2 vfio_pfn in it',
+            device: 'mdev0',
+            container: 'vfio0',
+            iova: '0x10000',
+            size: '0x2000',
+            npage: 2,
+            references: 1,
+            first_pin: { seq: 3, request_id: 'c9a1' },
+            last_pin: { seq: 3, request_id: 'c9a1' },
+            notified: false,
+            state: 'pinned',
+            leaked_seq: null,
+            warn: 'WARNING: at vfio_remove_dma: mapping [0x0, 0x10000000) of vfio0 removed with 2 vfio_pfn in it',
           },
         ],
         references: 2,
@@ -117,12 +176,20 @@ const sync = describe({
   operationId: 'sync',
   tag: 'looking-in',
   summary: 'Bring the rows for SQL up to now',
-  description: 'The relational rows follow the journal a little later; after this call they are true for `seq` at least.',
+  description:
+    'The relational rows follow the journal a little later; after this call they are true for `seq` at least.',
   does: 'host',
   params: host,
   body: closed({}),
   bodyExample: {},
-  success: [{ status: 200, description: 'Rows are true for seq', schema: closed({ ret: Count('0'), seq: Count('Position in the journal') }), example: { ret: 0, seq: 33 } }],
+  success: [
+    {
+      status: 200,
+      description: 'Rows are true for seq',
+      schema: closed({ ret: Count('0'), seq: Count('Position in the journal') }),
+      example: { ret: 0, seq: 33 },
+    },
+  ],
   refusalExample,
 });
 
@@ -144,5 +211,8 @@ export function lookingInRoutes(app: Api): void {
   });
   app.get(`${at}/invariants`, { schema: check }, (request) => show(request, invariants));
   app.get(`${at}/leaks`, { schema: leak }, (request) => show(request, leaks));
-  app.post(`${at}/sync`, { schema: sync }, async (request) => ({ ret: 0, ...(await app.service.sync(request.params.host)) }));
+  app.post(`${at}/sync`, { schema: sync }, async (request) => ({
+    ret: 0,
+    ...(await app.service.sync(request.params.host)),
+  }));
 }

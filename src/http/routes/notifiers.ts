@@ -10,14 +10,18 @@ import { DEFAULT_PAGE } from '../limits.ts';
 import { NotifierBody, notifierOf, notifierType } from '../notifier-spec.ts';
 import { decodeCursor, numberOf, printedFields } from '../parse.ts';
 import { endOf, show, showPage, submit } from '../reply.ts';
-import { CInt, closed, Count, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
-import { Notification, Notifier } from '../views.ts';
+import { CInt, Count, closed, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
+import { Notification, Notifier } from '../views/vfio.ts';
 
 const device = { host: Path.host, device: Path.device };
 const notifier = { ...device, notifier: Path.notifier };
 const notification = {
   ...device,
-  notification: Type.String({ pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$', description: 'Notification', examples: ['notification-1'] }),
+  notification: Type.String({
+    pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}$',
+    description: 'Notification',
+    examples: ['notification-1'],
+  }),
 };
 const blockExample = { id: 'n0', device: 'mdev0', type: 0, priority: 0, delivery: { kind: 'poll' }, registered: true };
 
@@ -31,7 +35,13 @@ const register = describe({
   waits: true,
   params: device,
   body: NotifierBody,
-  bodyExample: { id: 'n0', events: ['DMA_UNMAP'], type: 'IOMMU', priority: 0, delivery: { kind: 'builtin', behavior: 'unpin_all' } },
+  bodyExample: {
+    id: 'n0',
+    events: ['DMA_UNMAP'],
+    type: 'IOMMU',
+    priority: 0,
+    delivery: { kind: 'builtin', behavior: 'unpin_all' },
+  },
   success: [
     {
       status: 201,
@@ -40,7 +50,7 @@ const register = describe({
       example: { ret: 0, id: 'n0', events_left: 0, seq: 5 },
     },
   ],
-  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EDEADLK', 'EIO'],
+  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: 'events has unknown bits: 2 is left over', events_left: 2 },
 });
 
@@ -48,13 +58,27 @@ const unregister = describe({
   operationId: 'unregister_notifier',
   tag: 'notifiers',
   summary: 'vfio_unregister_notifier()',
-  description: 'Takes the block off the chain. Waits until running callbacks of the chain have returned; inside one it would deadlock.',
+  description:
+    'Takes the block off the chain. Waits until running callbacks of the chain have returned; inside one it would deadlock.',
   does: 'command',
   waits: true,
   params: notifier,
-  query: { type: Type.Optional(Type.Union([Names(['IOMMU', 'GROUP'], 'By name'), Type.Integer()], { description: 'By default the type it was registered with' })) },
-  success: [{ status: 200, description: 'Unregistered', schema: ReplyOf({ id: Type.String() }), example: { ret: 0, id: 'n0', seq: 6 } }],
-  refusals: ['ENOENT', 'EINVAL', 'ENODEV', 'EDEADLK', 'EIO'],
+  query: {
+    type: Type.Optional(
+      Type.Union([Names(['IOMMU', 'GROUP'], 'By name'), Type.Integer()], {
+        description: 'By default the type it was registered with',
+      }),
+    ),
+  },
+  success: [
+    {
+      status: 200,
+      description: 'Unregistered',
+      schema: ReplyOf({ id: Type.String() }),
+      example: { ret: 0, id: 'n0', seq: 6 },
+    },
+  ],
+  refusals: ['ENOENT', 'EINVAL', 'ENODEV', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'ENOENT', detail: "notifier 'n0' is not registered" },
 });
 
@@ -66,7 +90,14 @@ const list = describe({
   does: 'read',
   params: device,
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of blocks', schema: PageOf(Notifier), example: { items: [blockExample], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of blocks',
+      schema: PageOf(Notifier),
+      example: { items: [blockExample], next_cursor: null },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no device 'mdev9'" },
 });
 
@@ -74,7 +105,7 @@ const get = describe({
   operationId: 'get_notifier',
   tag: 'notifiers',
   summary: 'One notifier block',
-  description: 'A block and whether it is on a chain. A webhook\'s secret is never shown.',
+  description: "A block and whether it is on a chain. A webhook's secret is never shown.",
   does: 'read',
   params: notifier,
   success: [{ status: 200, description: 'The block', schema: Notifier, example: blockExample }],
@@ -85,17 +116,34 @@ const poll = describe({
   operationId: 'list_notifications',
   tag: 'notifiers',
   summary: 'Notifications that wait for an answer',
-  description: 'Returns at once if a notification of this device is unanswered, otherwise when one arrives or `wait_ms` has passed.',
+  description:
+    'Returns at once if a notification of this device is unanswered, otherwise when one arrives or `wait_ms` has passed.',
   does: 'read',
   params: device,
-  query: { wait_ms: Type.Optional(Type.Integer({ minimum: 0, maximum: MAX_LONG_POLL_MS, default: 0, description: 'Longest wait' })) },
+  query: {
+    wait_ms: Type.Optional(
+      Type.Integer({ minimum: 0, maximum: MAX_LONG_POLL_MS, default: 0, description: 'Longest wait' }),
+    ),
+  },
   success: [
     {
       status: 200,
       description: 'What is not acknowledged yet',
       schema: closed({ items: Type.Array(Notification) }),
       example: {
-        items: [{ id: 'notification-1', device: 'mdev0', notifier: 'n0', event: 'DMA_UNMAP', iova: '0x0', size: '0x10000000', container: 'vfio0', attempt: 1, seq: 7 }],
+        items: [
+          {
+            id: 'notification-1',
+            device: 'mdev0',
+            notifier: 'n0',
+            event: 'DMA_UNMAP',
+            iova: '0x0',
+            size: '0x10000000',
+            container: 'vfio0',
+            attempt: 1,
+            seq: 7,
+          },
+        ],
       },
     },
   ],
@@ -106,7 +154,8 @@ const ack = describe({
   operationId: 'ack_notification',
   tag: 'notifiers',
   summary: 'The handler has returned',
-  description: 'Answers a notification with what the handler returned. A handler unpins before it acknowledges. NOTIFY_STOP and NOTIFY_BAD end the walk.',
+  description:
+    'Answers a notification with what the handler returned. A handler unpins before it acknowledges. NOTIFY_STOP and NOTIFY_BAD end the walk.',
   does: 'command',
   params: notification,
   body: closed({
@@ -115,8 +164,15 @@ const ack = describe({
     }),
   }),
   bodyExample: { ret: 'NOTIFY_OK' },
-  success: [{ status: 200, description: 'Taken', schema: ReplyOf({ id: Type.String() }), example: { ret: 0, id: 'notification-1', seq: 8 } }],
-  refusals: ['EBUSY'],
+  success: [
+    {
+      status: 200,
+      description: 'Taken',
+      schema: ReplyOf({ id: Type.String() }),
+      example: { ret: 0, id: 'notification-1', seq: 8 },
+    },
+  ],
+  refusals: ['EBUSY', 'EIO'],
   refusalExample: {
     errno: 'EBUSY',
     detail: "notification 'notification-1' was answered already, timed out, or died with its container",
@@ -128,7 +184,11 @@ export function notifierRoutes(app: Api): void {
   const all = '/v1/hosts/:host/devices/:device/notifiers';
   const notifications = '/v1/hosts/:host/devices/:device/notifications';
   app.post(all, { schema: register }, (request, reply) =>
-    submit(request, reply, { op: 'register_notifier', device: request.params.device, notifier: notifierOf(request.body) }),
+    submit(request, reply, {
+      op: 'register_notifier',
+      device: request.params.device,
+      notifier: notifierOf(request.body),
+    }),
   );
   app.get(all, { schema: list }, (request) => {
     const { params, query } = request;

@@ -8,7 +8,7 @@ import { DEFAULT_PAGE } from '../limits.ts';
 import { decodeCursor } from '../parse.ts';
 import { showOperation, showOperations } from '../reply.ts';
 import { PageOf, PageQuery, Path } from '../schema.ts';
-import { operationExample, OperationView } from '../views.ts';
+import { OperationView, operationExample } from '../views/host.ts';
 
 const list = describe({
   operationId: 'list_operations',
@@ -18,7 +18,14 @@ const list = describe({
   does: 'read',
   params: { host: Path.host },
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of operations', schema: PageOf(OperationView), example: { items: [operationExample], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of operations',
+      schema: PageOf(OperationView),
+      example: { items: [operationExample], next_cursor: null },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -30,7 +37,11 @@ const get = describe({
   does: 'read',
   params: {
     host: Path.host,
-    operation: Type.String({ pattern: '^[a-z_]{1,64}-[0-9]{1,16}$', description: 'Operation', examples: ['unmap_dma-7'] }),
+    operation: Type.String({
+      pattern: '^[a-z_]{1,64}-[0-9]{1,16}$',
+      description: 'Operation',
+      examples: ['unmap_dma-7'],
+    }),
   },
   success: [{ status: 200, description: 'The operation', schema: OperationView, example: operationExample }],
   refusalExample: { errno: 'NOT_FOUND', detail: "no operation 'unmap_dma-99'" },

@@ -1,14 +1,29 @@
 // Routes of host pages.
 
 import Type from 'typebox';
-import { viewPage } from '../../kernel/view/tasks.ts';
+import { listFrames, viewPage } from '../../kernel/view/tasks.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
-import { show, submit } from '../reply.ts';
-import { closed, MAX_PFN, Names, Path, PageFrame, ReplyOf } from '../schema.ts';
-import { Page } from '../views.ts';
+import { DEFAULT_PAGE } from '../limits.ts';
+import { decodeCursor } from '../parse.ts';
+import { show, showPage, submit } from '../reply.ts';
+import { closed, MAX_PFN, Names, PageFrame, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
+import { Page } from '../views/tasks.ts';
 
-const page = { host: Path.host, pfn: Type.Integer({ minimum: 0, maximum: MAX_PFN, description: 'Host page frame number', examples: [100] }) };
+const page = {
+  host: Path.host,
+  pfn: Type.Integer({ minimum: 0, maximum: MAX_PFN, description: 'Host page frame number', examples: [100] }),
+};
+const example = {
+  pfn: 100,
+  kind: 'normal',
+  struct_page: true,
+  mapping: 'anon',
+  ref_count: 1,
+  mapcount: 1,
+  pin_count: 0,
+  dirty: false,
+};
 const KINDS = ['normal', 'reserved', 'zero', 'device'] as const;
 
 const put = describe({
@@ -21,11 +36,39 @@ const put = describe({
   body: closed({ kind: Names(KINDS, 'What it is') }),
   bodyExample: { kind: 'reserved' },
   success: [
-    { status: 201, description: 'Decided', schema: ReplyOf({ pfn: PageFrame('Host page'), kind: Names(KINDS, 'What it is') }), example: { ret: 0, pfn: 100, kind: 'reserved', seq: 31 } },
-    { status: 200, description: 'Is so already: nothing changed', example: { ret: 0, pfn: 100, kind: 'reserved', seq: 32 } },
+    {
+      status: 201,
+      description: 'Decided',
+      schema: ReplyOf({ pfn: PageFrame('Host page'), kind: Names(KINDS, 'What it is') }),
+      example: { ret: 0, pfn: 100, kind: 'reserved', seq: 31 },
+    },
+    {
+      status: 200,
+      description: 'Is so already: nothing changed',
+      example: { ret: 0, pfn: 100, kind: 'reserved', seq: 32 },
+    },
   ],
   refusals: ['EBUSY', 'EEXIST', 'ENOSPC', 'ENOMEM'],
   refusalExample: { errno: 'EBUSY', detail: 'page 100 is in use: ref_count 1' },
+});
+
+const list = describe({
+  operationId: 'list_host_pages',
+  tag: 'pages',
+  summary: 'Host pages',
+  description: 'All pages of which anything is known: in use, declared, or released dirty; by pfn.',
+  does: 'read',
+  params: { host: Path.host },
+  query: PageQuery,
+  success: [
+    {
+      status: 200,
+      description: 'One page of pages',
+      schema: PageOf(Page),
+      example: { items: [example], next_cursor: null },
+    },
+  ],
+  refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
 const get = describe({
@@ -35,7 +78,14 @@ const get = describe({
   description: 'What it is and who refers to it.',
   does: 'read',
   params: page,
-  success: [{ status: 200, description: 'The page', schema: Page, example: { pfn: 100, kind: 'normal', struct_page: true, mapping: 'anon', ref_count: 1, mapcount: 1, pin_count: 0, dirty: false } }],
+  success: [
+    {
+      status: 200,
+      description: 'The page',
+      schema: Page,
+      example,
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -44,5 +94,10 @@ export function pageRoutes(app: Api): void {
   app.put(one, { schema: put }, (request, reply) =>
     submit(request, reply, { op: 'put_page', pfn: request.params.pfn, kind: request.body.kind }),
   );
+  app.get('/v1/hosts/:host/pages', { schema: list }, (request) => {
+    const { cursor, limit = DEFAULT_PAGE } = request.query;
+    const after = decodeCursor(cursor, 'number');
+    return showPage(request, (host) => listFrames(host, after, limit));
+  });
   app.get(one, { schema: get }, (request) => show(request, (host) => viewPage(host, request.params.pfn)));
 }

@@ -34,7 +34,7 @@ const pin = describe({
       example: { ret: 2, phys_pfn: [1048576, 1048577], seq: 3 },
     },
   ],
-  refusals: ['EINVAL', 'EPERM', 'EFAULT', 'ENOMEM', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EIO'],
+  refusals: ['EINVAL', 'EPERM', 'EFAULT', 'ENOMEM', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EBUSY', 'EIO'],
   refusalExample: {
     errno: 'EINVAL',
     detail: "container 'vfio0' has no notifier registered",

@@ -10,7 +10,6 @@ interface Chunk<T> {
   version: number;
 }
 
-
 export class Log<T extends { n: number }> {
   private chunks: Chunk<T>[] = [];
   /** Number that the next entry gets. */

@@ -16,8 +16,7 @@ export const asPageNumber = (n: number): PageNumber => n as PageNumber;
 export const asPfn = (n: number): Pfn => n as Pfn;
 
 /** Splits a byte address (0 .. 2^64 - 1) into its page number; the offset in the page is dropped. */
-export const pageNumberOf = (address: bigint): PageNumber =>
-  Number(address >> 12n) as PageNumber;
+export const pageNumberOf = (address: bigint): PageNumber => Number(address >> 12n) as PageNumber;
 
 /** First byte of a page. */
 export const addressOf = (page: number): bigint => BigInt(page) << 12n;
@@ -36,8 +35,7 @@ export const wrappedEnd = (page: number, npage: number): number => {
   return end >= PAGES_IN_U64 ? end - PAGES_IN_U64 : end;
 };
 
-export const addPages = (page: PageNumber, npage: number): PageNumber =>
-  wrappedEnd(page, npage) as PageNumber;
+export const addPages = (page: PageNumber, npage: number): PageNumber => wrappedEnd(page, npage) as PageNumber;
 
 /** "0x..." in lower case without leading zeros, as the HTTP contract prints addresses and sizes. */
 export const hex = (bytes: bigint): string => `0x${bytes.toString(16)}`;

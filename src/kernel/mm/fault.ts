@@ -3,9 +3,9 @@
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { cachePage } from './file.ts';
-import { copyPage } from './page-bytes.ts';
 import { getLayout, layoutPfn, layoutState } from './layout.ts';
 import type { MmStruct } from './mm.ts';
+import { copyPage } from './page-bytes.ts';
 import { KIND_ANON, KIND_ZERO, MAX_MAPCOUNT } from './page-frames.ts';
 import {
   leafIndex,

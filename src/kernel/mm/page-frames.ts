@@ -86,6 +86,11 @@ export class PageFrames {
     return this.chunk(chunkIndex(pfn))?.state[pfn & SLOT_MASK] ?? 0;
   }
 
+  /** Whether anything is known of a frame: it is in use, its kind is kept, or it was released dirty. */
+  isKnown(pfn: number): boolean {
+    return this.refcount(pfn) !== 0 || this.state(pfn) !== 0;
+  }
+
   kind(pfn: number): number {
     return this.state(pfn) & KIND_MASK;
   }

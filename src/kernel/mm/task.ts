@@ -170,7 +170,8 @@ export function exitThread(host: Host, id: string): void {
 export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>): Done {
   const task = getTask(host, command.task);
   requireMm(host, task.id);
-  const ending = task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
+  const ending =
+    task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
   for (const id of ending) exitThread(host, id);
   return { ret: 0, fields: {} };
 }

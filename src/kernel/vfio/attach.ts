@@ -1,9 +1,10 @@
 // Models vfio_iommu_type1_attach_group(): a group joins the back end of its container.
 
-import type { Host } from '../host.ts';
 import { Errno } from '../errno.ts';
+import type { Host } from '../host.ts';
+import { mmOf } from '../mm/task.ts';
+import { type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
-import { settle, startOperation, type Operation } from '../operation.ts';
 import type { Container } from './container.ts';
 import type { VfioDma } from './dma.ts';
 import { addDomain, rangesWith, vfioIommuReplay } from './domain.ts';
@@ -11,7 +12,6 @@ import { type Group, getGroup } from './group.ts';
 import type { Iommu, Type1Group } from './iommu.ts';
 import { callerOf } from './pin-remote.ts';
 import { sleepForVaddr } from './vaddr.ts';
-import { mmOf } from '../mm/task.ts';
 
 /** Locals of a SET_CONTAINER that waits until every vaddr is valid. */
 export interface AttachLocals {
@@ -24,7 +24,7 @@ export interface AttachLocals {
  * Attaches a group. An mdev group always succeeds: existing mappings are usable at once. An IOMMU-backed one shares the domain
  * of those before it; the first one pins and maps every existing mapping.
  * EBUSY a vaddr is invalid (6.x); EINVAL ranges, as rangesWith; ENODEV no calling process; the errors of the replay.
- * Returns an operation when the replay must wait for a vaddr.
+ * Returns an operation when the replay must wait for a vaddr. EBUSY: MAX_PARKED_OPERATIONS.
  */
 export function vfioIommuType1AttachGroup(
   host: Host,
@@ -49,6 +49,7 @@ export function vfioIommuType1AttachGroup(
     iommu.iova_list = ranges;
   } else {
     if (iommu.vaddr_invalid_count > 0) {
+      requireRoomForOperation(host);
       const locals = { container: container.id, group: group.id, task };
       const operation = startOperation(host, { kind: 'set_container', locals });
       sleepForVaddr(host, iommu, operation);

@@ -1,10 +1,12 @@
 // Built-in vendor drivers: what a notifier's callback does when nobody outside is to be asked.
 
 import type { Delivery } from '../command.ts';
-import type { Host } from '../host.ts';
-import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
 import { Errno } from '../errno.ts';
+import type { Host } from '../host.ts';
 import { addressOf } from '../lib/u64.ts';
+import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
+import { containerOf } from './container.ts';
+import { getDevice, groupOf } from './device.ts';
 import { vfioFindDmaOfPage } from './dma.ts';
 import type { Iommu } from './iommu.ts';
 import { type LedgerRun, ledgerRuns } from './ledger.ts';
@@ -50,10 +52,21 @@ function unpinInCalls(host: Host, iommu: Iommu, device: string, pages: readonly 
   for (const call of callsOf(host, iommu, pages)) vfioIommuType1UnpinPages(host, iommu, device, call);
 }
 
-/** Pins again what was unpinned; a refusal leaves the rest unpinned, as a driver that gives up would. */
+/** Whether a pin of the device could sleep until a vaddr is valid again. */
+function mayPinSleep(host: Host, device: string): boolean {
+  if (host.profile.invalidVaddr !== 'waits') return false;
+  const group = groupOf(host, getDevice(host, device));
+  return (containerOf(host, group?.container ?? null)?.iommu?.vaddr_invalid_count ?? 0) > 0;
+}
+
+/**
+ * Pins again what was unpinned; a refusal leaves the rest unpinned, as a driver that gives up would. It does not sleep in
+ * its callback: while a vaddr is invalid it gives up too.
+ */
 function pinInCalls(host: Host, device: string, calls: readonly Entries[]): void {
   for (const call of calls) {
     try {
+      if (mayPinSleep(host, device)) return;
       pinPages(host, { op: 'pin_pages', device, prot: 0, ...call });
     } catch (error) {
       if (error instanceof Errno) return;
@@ -63,9 +76,17 @@ function pinInCalls(host: Host, device: string, calls: readonly Entries[]): void
 }
 
 /** Runs a built-in driver's callback for one vfio_dma and returns what it returns to the chain. */
-export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior, n }: Builtin, range: Range, attempt: number): number {
+export function runBuiltin(
+  host: Host,
+  iommu: Iommu,
+  device: string,
+  { behavior, n }: Builtin,
+  range: Range,
+  attempt: number,
+): number {
   const runs = ledgerRuns(iommu, device, range.iova, range.npage);
-  const unpin = (references: (run: LedgerRun) => number): void => unpinInCalls(host, iommu, device, entriesOf(runs, references));
+  const unpin = (references: (run: LedgerRun) => number): void =>
+    unpinInCalls(host, iommu, device, entriesOf(runs, references));
   switch (behavior) {
     case 'unpin_all':
     case 'slow':
@@ -78,7 +99,12 @@ export function runBuiltin(host: Host, iommu: Iommu, device: string, { behavior,
       if (attempt >= n) unpin((run) => run.references);
       return NOTIFY_OK;
     case 'repin':
-      repin(host, iommu, device, entriesOf(runs, (run) => run.references));
+      repin(
+        host,
+        iommu,
+        device,
+        entriesOf(runs, (run) => run.references),
+      );
       return NOTIFY_OK;
     case 'stop':
       return NOTIFY_STOP;
@@ -95,5 +121,10 @@ function repin(host: Host, iommu: Iommu, device: string, pages: readonly number[
 
 /** The delay of a slow driver is over: it unpins all before it acknowledges. */
 export function finishSlowBuiltin(host: Host, iommu: Iommu, device: string, range: Range): void {
-  unpinInCalls(host, iommu, device, entriesOf(ledgerRuns(iommu, device, range.iova, range.npage), (run) => run.references));
+  unpinInCalls(
+    host,
+    iommu,
+    device,
+    entriesOf(ledgerRuns(iommu, device, range.iova, range.npage), (run) => run.references),
+  );
 }

@@ -49,18 +49,37 @@ export function containerOf(host: Host, id: string | null): Container | null {
   return container;
 }
 
-/** open("/dev/vfio/vfio"). ENOSPC: more than MAX_CONTAINERS. EBADF: closed, but its iommu object still exists. */
+/**
+ * open("/dev/vfio/vfio"), under a new id or one whose container is gone. EIO: it died. EBADF: closed, but groups still hold it.
+ * ENOSPC: more than MAX_CONTAINERS.
+ */
 export function putContainer(host: Host, { container: id }: Extract<Command, { op: 'put_container' }>): Done {
   const existing = host.vfio.containers.get(id);
-  if (existing !== undefined) {
+  if (existing !== undefined && !isGone(existing)) {
     requireAlive(existing);
     requireOpen(existing);
     return { ret: 0, created: false, fields: { id } };
   }
-  if (host.vfio.containers.size >= MAX_CONTAINERS)
-    throw new Errno('ENOSPC', `containers: the host has ${MAX_CONTAINERS}, the most it can hold`);
+  if (existing !== undefined) host.vfio.containers.delete(id);
+  else requireRoom(host);
   host.vfio.containers.set(id, { id, fd_open: true, groups: [], iommu: null, dead: null });
   return { ret: 0, created: true, fields: { id } };
+}
+
+/** Whether nobody refers to it any more (fd closed, no group): only its id remains, which answers EBADF until it is used again. */
+export const isGone = ({ fd_open, groups, dead }: Container): boolean =>
+  !fd_open && groups.length === 0 && dead === null;
+
+/** ENOSPC: MAX_CONTAINERS. The id of a container that is gone makes room. */
+function requireRoom(host: Host): void {
+  const { containers } = host.vfio;
+  if (containers.size < MAX_CONTAINERS) return;
+  for (const container of containers.values())
+    if (isGone(container)) {
+      containers.delete(container.id);
+      return;
+    }
+  throw new Errno('ENOSPC', `containers: the host has ${MAX_CONTAINERS}, the most it can hold`);
 }
 
 export function requireOpen(container: Container): void {
@@ -71,7 +90,10 @@ export function requireOpen(container: Container): void {
 }
 
 /** Models vfio_fops_release(): the iommu object stays while groups are attached. EIO, EBADF. */
-export function closeContainer(host: Host, { container: id, notify_only }: Extract<Command, { op: 'close_container' }>): Done {
+export function closeContainer(
+  host: Host,
+  { container: id, notify_only }: Extract<Command, { op: 'close_container' }>,
+): Done {
   const container = getContainer(host, id);
   requireAlive(container);
   requireOpen(container);
@@ -80,13 +102,7 @@ export function closeContainer(host: Host, { container: id, notify_only }: Extra
     container.iommu.container_open = false;
     wakeVaddrWaiters(host, container.iommu);
   }
-  releaseIfUnused(host, container);
   return { ret: 0, fields: {} };
-}
-
-/** Drops a container that nobody refers to: fd closed and no group attached. */
-export function releaseIfUnused(host: Host, container: Container): void {
-  if (!container.fd_open && container.groups.length === 0) host.vfio.containers.delete(container.id);
 }
 
 /**
@@ -99,7 +115,9 @@ export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu'
   requireAlive(container);
   requireOpen(container);
   if (container.groups.length === 0)
-    throw new Errno('EINVAL', `container '${container.id}' has no group`, { hint: 'SET_CONTAINER comes before SET_IOMMU' });
+    throw new Errno('EINVAL', `container '${container.id}' has no group`, {
+      hint: 'SET_CONTAINER comes before SET_IOMMU',
+    });
   if (container.iommu !== null)
     throw new Errno('EINVAL', `container '${container.id}' has an iommu already: type ${container.iommu.type}`);
   const { type } = command;

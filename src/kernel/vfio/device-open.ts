@@ -6,8 +6,8 @@ import { warnOnce } from '../mm/warn-once.ts';
 import type { Container } from './container.ts';
 import type { Device } from './device.ts';
 import type { Iommu } from './iommu.ts';
-import { blocksOf, chainUnregister, listAdd } from './notifier-chain.ts';
 import { enclosingOperations } from './notifier.ts';
+import { blocksOf, chainUnregister, listAdd } from './notifier-chain.ts';
 
 /** Models vfio_assert_device_open(): WARNs once in the life of the machine. */
 export function assertDeviceOpen(host: Host, device: Device, caller: string): boolean {

@@ -5,10 +5,17 @@ import { Errno, NoSuchObject } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { MAX_DEVICES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import { putContainer, setIommu } from './container.ts';
-import { containerOf } from './container.ts';
+import { containerOf, getContainer, putContainer, setIommu } from './container.ts';
 import { registerDevice, unregisterDevice } from './device-open.ts';
-import { getGroup, type Group, putGroup, setContainer, vfioGroupAddContainerUser, vfioGroupTryDissolveContainer } from './group.ts';
+import {
+  type Group,
+  getGroup,
+  putGroup,
+  requireGroupFd,
+  setContainer,
+  vfioGroupAddContainerUser,
+  vfioGroupTryDissolveContainer,
+} from './group.ts';
 import { registerNotifier } from './notifier.ts';
 
 export interface Device {
@@ -55,7 +62,10 @@ export function putDevice(host: Host, command: Extract<Command, { op: 'put_devic
     return addDevice(host, { id, group, open_count: 0, dma_unmap, listener: null, shortcut: null });
   }
   if (existing.shortcut !== null || existing.group !== group || existing.dma_unmap !== dma_unmap)
-    throw new Errno('EEXIST', `device '${id}' exists with group ${existing.group ?? 'null'}, dma_unmap ${existing.dma_unmap}`);
+    throw new Errno(
+      'EEXIST',
+      `device '${id}' exists with group ${existing.group ?? 'null'}, dma_unmap ${existing.dma_unmap}`,
+    );
   return { ret: 0, created: false, fields: { id } };
 }
 
@@ -77,11 +87,24 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
   }
   const undo: (() => void)[] = [];
   try {
+    const gone = host.vfio.containers.get(container);
     if (putContainer(host, { op: 'put_container', container }).created)
-      undo.push(() => host.vfio.containers.delete(container));
-    if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created) undo.push(() => host.vfio.groups.delete(id));
+      undo.push(() => {
+        if (gone === undefined) host.vfio.containers.delete(container);
+        else host.vfio.containers.set(container, gone);
+      });
+    if (putGroup(host, { op: 'put_group', group: id, kind: 'mdev' }).created)
+      undo.push(() => host.vfio.groups.delete(id));
     const group = getGroup(host, id);
-    addDevice(host, { id, group: id, open_count: 0, dma_unmap: true, listener: null, shortcut: { container, notifier } });
+    requireGroupFd(group);
+    addDevice(host, {
+      id,
+      group: id,
+      open_count: 0,
+      dma_unmap: true,
+      listener: null,
+      shortcut: { container, notifier },
+    });
     undo.push(() => {
       host.vfio.devices.delete(id);
       group.devices = group.devices.filter((other) => other !== id);
@@ -90,9 +113,15 @@ export function putDeviceInContainer(host: Host, command: Extract<Command, { op:
       setContainer(host, { op: 'set_container', group: id, container, task: null });
       undo.push(() => vfioGroupTryDissolveContainer(host, group));
     }
-    if (host.vfio.containers.get(container)?.iommu === null)
+    const open = getContainer(host, container);
+    if (open.iommu === null) {
       setIommu(host, { op: 'set_iommu', container, type: 3, task: null });
-    const registered = notifier === null ? null : registerNotifier(host, { op: 'register_notifier', device: id, notifier });
+      undo.push(() => {
+        open.iommu = null;
+      });
+    }
+    const registered =
+      notifier === null ? null : registerNotifier(host, { op: 'register_notifier', device: id, notifier });
     openDevice(host, { op: 'open_device', device: id });
     return {
       ret: 0,
@@ -114,7 +143,7 @@ export function openDevice(host: Host, { device: id }: Extract<Command, { op: 'o
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   if (group === null) throw new Errno('ENODEV', `device '${id}' belongs to no group`);
-  if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
+  requireGroupFd(group);
   const { container, iommu } = vfioGroupAddContainerUser(host, group);
   if (device.open_count === 0 && host.profile.listener === 'dma_unmap') registerDevice(host, container, iommu, device);
   group.container_users++;

@@ -9,13 +9,13 @@ import { MAX_DMA_RW } from '../limits.ts';
 import { getTask, mmOf } from '../mm/task.ts';
 import { copyFromUser, copyToUser } from '../mm/user-copy.ts';
 import { warnOnce } from '../mm/warn-once.ts';
-import { type Operation, settle, startOperation } from '../operation.ts';
+import { isDone, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
-import { assertDeviceOpen } from './device-open.ts';
 import { getDevice, groupOf } from './device.ts';
+import { assertDeviceOpen } from './device-open.ts';
 import { markDirty } from './dirty.ts';
 import { type VfioDma, vfioFindDma } from './dma.ts';
-import { vfioGroupAddContainerUser } from './group.ts';
+import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import type { Iommu } from './iommu.ts';
 import { mmOfDma } from './lock-acct.ts';
 import { sleepForVaddr } from './vaddr.ts';
@@ -25,6 +25,8 @@ type DmaRw = Extract<Command, { op: 'dma_rw' }>;
 /** Locals of an access that sleeps until a vaddr is valid again. */
 export interface DmaRwLocals {
   container: string;
+  /** Group of the device: one of its users while the access sleeps. */
+  group: string;
   command: DmaRw;
   /** Bytes to write, or read so far. */
   data: Uint8Array;
@@ -61,7 +63,7 @@ export function dmaRw(host: Host, command: DmaRw): Done {
       `container '${container.id}': ${iommu.vaddr_invalid_count} mappings have an invalid vaddr`,
     );
   }
-  const locals = { container: container.id, command, data: bytesOf(command), done: 0 };
+  const locals = { container: container.id, group: group.id, command, data: bytesOf(command), done: 0 };
   return dmaRwChunks(host, iommu, locals, null);
 }
 
@@ -77,24 +79,37 @@ function bytesOf({ write, length, data }: DmaRw): Uint8Array {
 /** Chunk by chunk, each to the end of its mapping. What was done before an error stays done. */
 function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Operation | null): Done {
   const { command, data } = locals;
-  const left = command.write ? {} : { data };
   try {
     while (locals.done < command.length) {
       const iova = BigInt.asUintN(64, command.iova + BigInt(locals.done));
       const dma = findAt(host, iommu, iova);
       if (dma.vaddr_invalid) {
-        const operation = waiting ?? startOperation(host, { kind: 'dma_rw', locals });
+        const operation = waiting ?? startWaiting(host, locals);
         sleepForVaddr(host, iommu, operation);
         return { ret: 0, fields: {}, parked: operation.id };
       }
       locals.done += dmaRwChunk(host, iommu, dma, iova, locals);
     }
   } catch (error) {
-    if (error instanceof Errno && left.data !== undefined)
-      error.extra.left = { data: toBase64(left.data.subarray(0, locals.done)) };
-    throw error;
+    throw withReadSoFar(error, locals);
   }
   return { ret: 0, fields: command.write ? {} : { data: toBase64(data) } };
+}
+
+/** EBUSY: MAX_PARKED_OPERATIONS. */
+function startWaiting(host: Host, locals: DmaRwLocals): Operation {
+  requireRoomForOperation(host);
+  holdContainerUser(host, locals.group);
+  return startOperation(host, { kind: 'dma_rw', locals });
+}
+
+/** What an access that did not succeed has read before it stopped. */
+export const readSoFar = ({ command, data, done }: DmaRwLocals): { data?: string } =>
+  command.write ? {} : { data: toBase64(data.subarray(0, done)) };
+
+function withReadSoFar(error: unknown, locals: DmaRwLocals): unknown {
+  if (error instanceof Errno && !locals.command.write) error.extra.left = readSoFar(locals);
+  return error;
 }
 
 /** The mapping of one byte. EINVAL. */
@@ -142,13 +157,15 @@ function markWritten(host: Host, dma: VfioDma, offset: bigint, count: number): v
   host.vfio.dmas.links.touch(dma.slot);
 }
 
-/** A vaddr has changed: the access goes on where it stopped, or sleeps again. EFAULT: the container fd was closed. */
-export function continueDmaRw(host: Host, iommu: Iommu, operation: Operation): void {
+/** A vaddr has changed: the access goes on where it stopped, or sleeps again. EFAULT: the container fd was closed, or it was killed. */
+export function continueDmaRw(host: Host, iommu: Iommu, operation: Operation, killed = false): void {
   if (operation.kind !== 'dma_rw') throw new Error(`${operation.id} is no dma_rw`);
   const { locals } = operation;
   settle(host, operation, () => {
-    if (!iommu.container_open)
-      throw new Errno('EFAULT', `container '${locals.container}' was closed while the access waited for a vaddr`);
+    const cause = killed ? `${operation.id} was killed` : `container '${locals.container}' was closed`;
+    if (killed || !iommu.container_open)
+      throw withReadSoFar(new Errno('EFAULT', `${cause} while the access waited for a vaddr`), locals);
     return dmaRwChunks(host, iommu, locals, operation);
   });
+  if (isDone(operation)) dropContainerUser(host, locals.group);
 }

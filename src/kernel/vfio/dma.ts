@@ -114,7 +114,11 @@ export function vfioFindDmaFirstNode(table: DmaTable, root: number, start: numbe
 /** A mapping as it is made. */
 export type NewDma = Pick<VfioDma, 'container' | 'iova' | 'npage' | 'vaddr' | 'prot' | 'task' | 'mm' | 'lock_cap'>;
 
-/** Models vfio_link_dma(): descends by iova alone, for a new mapping is linked while its size is still 0. Returns the new root and the mapping. */
+/**
+ * Models vfio_link_dma(): descends by iova without looking for overlap. The mapping is linked while its size is still 0, so
+ * that one that ends at 2^64 has its place by iova too, and one of equal iova goes before the older. Returns the new root and
+ * the mapping.
+ */
 export function vfioLinkDma(table: DmaTable, root: number, dma: NewDma): { root: number; dma: VfioDma } {
   const slot = table.links.alloc();
   let parent = 0;

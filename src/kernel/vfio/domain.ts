@@ -143,7 +143,7 @@ export function vfioIommuReplay(
       if (host.profile.failedReplay === 'leak') dma.iommu_mapped = true;
     }
   } catch (error) {
-    if (error instanceof Errno) failReplay(host, container, iommu, replayed);
+    if (error instanceof Errno && container.dead === null) failReplay(host, container, iommu, replayed);
     throw error;
   }
   for (const dma of replayed) dma.iommu_mapped = true;

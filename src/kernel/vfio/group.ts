@@ -7,8 +7,8 @@ import { hex } from '../lib/u64.ts';
 import { MAX_GROUPS, MAX_RESERVED_REGIONS } from '../limits.ts';
 import { getTask } from '../mm/task.ts';
 import type { Done } from '../outcome.ts';
-import { type Container, containerOf, getContainer, releaseIfUnused, requireAlive, requireOpen } from './container.ts';
 import { vfioIommuType1AttachGroup } from './attach.ts';
+import { type Container, containerOf, getContainer, requireAlive, requireOpen } from './container.ts';
 import { type Iommu, refuseSecondAttach, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
 import { blocksOf, emptyChain, type NotifierChain } from './notifier-chain.ts';
 
@@ -20,7 +20,7 @@ export interface Group {
   aperture: AddressRange;
   fd_open: boolean;
   container: string | null;
-  /** One for the binding, one for each open device; the binding is dissolved when it reaches 0. */
+  /** One for the binding, one for each open device and each call that waits; the binding is dissolved when it reaches 0. */
   container_users: number;
   devices: string[];
   /** Group notifiers (KVM association). */
@@ -37,7 +37,8 @@ export function getGroup(host: Host, id: string): Group {
 const MSI_RANGE: AddressRange = { start: 0xfee00000n, last: 0xfeefffffn };
 const WHOLE_SPACE: AddressRange = { start: 0n, last: 0xffffffffffffn };
 
-const printRanges = (ranges: readonly AddressRange[]): string => ranges.map(({ start, last }) => `${hex(start)}-${hex(last)}`).join(', ');
+const printRanges = (ranges: readonly AddressRange[]): string =>
+  ranges.map(({ start, last }) => `${hex(start)}-${hex(last)}`).join(', ');
 
 /**
  * Makes a group and opens it. An mdev group has neither reserved regions nor aperture.
@@ -52,7 +53,8 @@ export function putGroup(host: Host, command: Extract<Command, { op: 'put_group'
   if (existing !== undefined) {
     const body = (group: Pick<Group, 'kind' | 'reserved' | 'aperture'>): string =>
       `kind ${group.kind}, reserved ${printRanges(group.reserved)}, aperture ${printRanges([group.aperture])}`;
-    if (body(existing) !== body({ kind, reserved, aperture })) throw new Errno('EEXIST', `group '${id}' exists with ${body(existing)}`);
+    if (body(existing) !== body({ kind, reserved, aperture }))
+      throw new Errno('EEXIST', `group '${id}' exists with ${body(existing)}`);
     return { ret: 0, created: false, fields: { id } };
   }
   for (const { start, last } of [...reserved, aperture])
@@ -75,7 +77,7 @@ export function putGroup(host: Host, command: Extract<Command, { op: 'put_group'
   return { ret: 0, created: true, fields: { id } };
 }
 
-function requireGroupFd(group: Group): void {
+export function requireGroupFd(group: Group): void {
   if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
 }
 
@@ -147,7 +149,13 @@ export function unsetContainer(host: Host, { group: id }: Extract<Command, { op:
   requireGroupFd(group);
   if (group.container_users === 0) throw new Errno('EINVAL', `group '${id}' is not bound to a container`);
   if (group.container_users !== 1)
-    throw new Errno('EBUSY', `group '${id}' has ${group.container_users - 1} open device fd; close them first`);
+    throw new Errno(
+      'EBUSY',
+      `group '${id}' has ${group.container_users - 1} users: open device fds, and calls of its devices that wait`,
+      {
+        hint: 'close its devices; a pin or registration that waits counts until it returns',
+      },
+    );
   group.container_users = 0;
   unbind(host, group);
   return { ret: 0, fields: {} };
@@ -166,13 +174,13 @@ function unbind(host: Host, group: Group): void {
   if (container.iommu !== null) vfioIommuType1DetachGroup(host, container, container.iommu, group);
   group.container = null;
   container.groups = container.groups.filter((id) => id !== group.id);
-  if (container.groups.length === 0 && container.iommu !== null) vfioIommuType1Release(host, container, container.iommu);
-  releaseIfUnused(host, container);
+  if (container.groups.length === 0 && container.iommu !== null)
+    vfioIommuType1Release(host, container, container.iommu);
 }
 
 /**
  * Models vfio_group_add_container_user(): what every call through a device needs of its group. EINVAL: no container, or no
- * iommu. The user is taken and dropped within one call, so nothing is counted here.
+ * iommu. The user is taken and dropped within one call, so nothing is counted here unless the call waits: holdContainerUser.
  */
 export function vfioGroupAddContainerUser(host: Host, group: Group): { container: Container; iommu: Iommu } {
   if (group.container === null)
@@ -181,4 +189,16 @@ export function vfioGroupAddContainerUser(host: Host, group: Group): { container
   if (container.iommu === null)
     throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'SET_IOMMU first' });
   return { container, iommu: container.iommu };
+}
+
+/** A call of a device of the group begins to wait: it keeps its user until it returns, and with it the binding. */
+export function holdContainerUser(host: Host, id: string): void {
+  getGroup(host, id).container_users++;
+}
+
+/** A call that waited has returned. One that its container's death ended has dropped its user then. */
+export function dropContainerUser(host: Host, id: string): void {
+  const group = getGroup(host, id);
+  if (group.container !== null && getContainer(host, group.container).dead === null)
+    vfioGroupTryDissolveContainer(host, group);
 }

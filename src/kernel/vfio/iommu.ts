@@ -2,6 +2,7 @@
 
 import { Errno } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
+import { printRange } from '../lib/u64.ts';
 import { killContainer } from './bug.ts';
 import type { Container } from './container.ts';
 import { fillBitmaps } from './dirty.ts';
@@ -113,8 +114,11 @@ function detachFromDomain(host: Host, container: Container, iommu: Iommu, id: st
 function vfioSanityCheckPfnList(host: Host, container: Container, iommu: Iommu): void {
   for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
     if (dma.pfn_list.root === 0) continue;
-    const what = `pins-left-at-detach: ${dma.pfn_list.count} vfio_pfn left in ${container.id} iova 0x${(BigInt(dma.iova) << 12n).toString(16)}`;
-    splat(host, 'WARN', 'vfio_sanity_check_pfn_list', what, ['vfio_iommu_type1_detach_group', '__vfio_group_unset_container']);
+    const what = `pins-left-at-detach: ${dma.pfn_list.count} vfio_pfn left in ${printRange(dma.iova, dma.npage)} of ${container.id}`;
+    splat(host, 'WARN', 'vfio_sanity_check_pfn_list', what, [
+      'vfio_iommu_type1_detach_group',
+      '__vfio_group_unset_container',
+    ]);
     break;
   }
   warnOfListeners(host, iommu);
@@ -141,17 +145,27 @@ export function vfioIommuType1Release(host: Host, container: Container, iommu: I
   container.iommu = null;
   const users = [...iommu.vaddr_wait, ...iommu.notifier.readers, ...iommu.notifier.waiters];
   if (users.length > 0)
-    killContainer(host, container, 'vfio_iommu_type1_release', `use-after-free: iommu freed under ${users.join(', ')}`, [
-      '__vfio_group_unset_container',
-    ]);
+    killContainer(
+      host,
+      container,
+      'vfio_iommu_type1_release',
+      `use-after-free: iommu freed under ${users.join(', ')}`,
+      ['__vfio_group_unset_container'],
+    );
 }
+
+/** What the WARN of a mapping that goes away with `count` records in it says. */
+export const leftoverText = (
+  container: string,
+  { iova, npage }: Pick<VfioDma, 'iova' | 'npage'>,
+  count: number,
+): string => `mapping-removed-with-pins: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}`;
 
 /** Models vfio_remove_dma(): a mapping goes away with its pages; records that are still in it leak, in newer kernels with a WARN. */
 export function vfioRemoveDma(host: Host, container: Container, iommu: Iommu, dma: VfioDma, path: string[]): void {
   const { vfio } = host;
   if (dma.pfn_list.root !== 0 && host.profile.leftoverCheck === 'at-removal') {
-    const what = `mapping-removed-with-pins: ${dma.pfn_list.count} vfio_pfn left in ${container.id} iova 0x${(BigInt(dma.iova) << 12n).toString(16)}`;
-    splat(host, 'WARN', 'vfio_remove_dma', what, path);
+    splat(host, 'WARN', 'vfio_remove_dma', leftoverText(container.id, dma, dma.pfn_list.count), path);
   }
   vfioUnmapUnpinUncharge(host, iommu, dma);
   leakMapping(host, container, dma, iommu);

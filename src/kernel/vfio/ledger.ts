@@ -1,7 +1,8 @@
 // A ledger beside the kernel's records: which device pinned which iova, when, and whether its notifier has run since.
 // The kernel's pins have no owner. This serves the leak report and the built-in drivers; it never decides an errno.
 
-import { type Host } from '../host.ts';
+import type { Host } from '../host.ts';
+import type { PageNumber } from '../lib/u64.ts';
 import type { Container } from './container.ts';
 import type { VfioDma } from './dma.ts';
 import type { Iommu } from './iommu.ts';
@@ -32,7 +33,7 @@ export interface DeviceLedger {
 /** What a vfio_dma that was removed with records in it leaves behind for ever. */
 export interface LeakedMapping {
   container: string;
-  iova: number;
+  iova: PageNumber;
   npage: number;
   task: string;
   /** mm that stays charged, and for how many pages; null when it was gone already. */
@@ -89,13 +90,24 @@ function isolate(runs: LedgerRun[], index: number, iova: number): number {
   return index + (before > 0 ? 1 : 0);
 }
 
+/** The runs of a leaf, made where there are none yet. */
+function runsFor(iommu: Iommu, device: string, leaf: number): LedgerRun[] {
+  let ledger = iommu.ledger.get(device);
+  if (ledger === undefined) {
+    ledger = { leaves: new Map() };
+    iommu.ledger.set(device, ledger);
+  }
+  let runs = ledger.leaves.get(leaf);
+  if (runs === undefined) {
+    runs = [];
+    ledger.leaves.set(leaf, runs);
+  }
+  return runs;
+}
+
 /** One reference more of a device on a page. */
 export function ledgerPin(iommu: Iommu, device: string, iova: number, source: PinSource): void {
-  let ledger = iommu.ledger.get(device);
-  if (ledger === undefined) iommu.ledger.set(device, (ledger = { leaves: new Map() }));
-  const leaf = leafOf(iova);
-  let runs = ledger.leaves.get(leaf);
-  if (runs === undefined) ledger.leaves.set(leaf, (runs = []));
+  const runs = runsFor(iommu, device, leafOf(iova));
   const index = indexOf(runs, iova);
   const run = runs[index];
   if (run === undefined || !contains(run, iova)) {
@@ -176,14 +188,24 @@ export function ledgerRuns(iommu: Iommu, device: string, start: number, npage: n
   return found.sort((a, b) => a.iova - b.iova);
 }
 
-/** A notifier of the device is called for [start, start + npage), whole leaves or parts of them. */
+/** Cuts the run that reaches across a page in two, so that one run begins there. */
+function cutAt(runs: LedgerRun[], iova: number): void {
+  const index = indexOf(runs, iova);
+  const run = runs[index];
+  if (run === undefined || run.iova >= iova) return;
+  const before = iova - run.iova;
+  runs.splice(index, 1, { ...run, npage: before }, { ...run, iova, npage: run.npage - before });
+}
+
+/** A notifier of the device is called for [start, start + npage): a run may reach beyond it, into the next mapping. */
 export function ledgerNotified(iommu: Iommu, device: string, start: number, npage: number): void {
   const ledger = iommu.ledger.get(device);
   if (ledger === undefined) return;
   for (const [leaf, runs] of ledger.leaves) {
     if (leaf < leafOf(start) || leaf > leafOf(start + npage - 1)) continue;
-    // A vfio_dma covers each of its runs whole unless two mappings share a leaf and a run: then both are marked.
-    for (const run of runs) if (run.iova < start + npage && run.iova + run.npage > start) run.notified = true;
+    cutAt(runs, start);
+    cutAt(runs, start + npage);
+    for (const run of runs) if (run.iova >= start && run.iova < start + npage) run.notified = true;
   }
 }
 
@@ -221,15 +243,36 @@ export function leakMapping(host: Host, container: Container, dma: VfioDma, iomm
   const { vfio } = host;
   if (dma.pfn_list.root === 0 && dma.locked_vm === 0) return;
   const pfns: number[] = [];
-  for (let slot = firstPfn(vfio.pfns, dma.pfn_list); slot !== 0; slot = nextPfn(vfio.pfns, slot)) pfns.push(vfio.pfns.pfn(slot));
+  for (let slot = firstPfn(vfio.pfns, dma.pfn_list); slot !== 0; slot = nextPfn(vfio.pfns, slot))
+    pfns.push(vfio.pfns.pfn(slot));
   const { iova, npage, task, mm, locked_vm: charged } = dma;
   const runs = takeRuns(host, iommu, dma);
-  vfio.leaked.push({ container: container.id, iova, npage, task, mm: host.mm.mms.has(mm) ? mm : null, charged, seq: host.seq, pfns, runs });
+  vfio.leaked.push({
+    container: container.id,
+    iova,
+    npage,
+    task,
+    mm: host.mm.mms.has(mm) ? mm : null,
+    charged,
+    seq: host.seq,
+    pfns,
+    runs,
+  });
 }
 
 /** Pages of a mapping that stay pinned, and `charged` for how many, although nothing knows of them any more. */
 export function leakPages(host: Host, container: Container, dma: VfioDma, pfns: number[], charged: number): void {
   const { iova, npage, task, mm } = dma;
   dma.locked_vm -= charged;
-  host.vfio.leaked.push({ container: container.id, iova, npage, task, mm: host.mm.mms.has(mm) ? mm : null, charged, seq: host.seq, pfns, runs: [] });
+  host.vfio.leaked.push({
+    container: container.id,
+    iova,
+    npage,
+    task,
+    mm: host.mm.mms.has(mm) ? mm : null,
+    charged,
+    seq: host.seq,
+    pfns,
+    runs: [],
+  });
 }

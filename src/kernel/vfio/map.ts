@@ -44,9 +44,15 @@ export function mapDma(host: Host, command: MapDma): Done {
       `iova ${printRange(iova, npage)} overlaps the mapping ${printRange(overlapping.iova, overlapping.npage)}`,
     );
   if (host.profile.dmaEntryLimit && iommu.dma_avail === 0)
-    throw new Errno('ENOSPC', `dma_avail is 0: the container has ${iommu.dma_entry_limit} mappings, its dma_entry_limit`);
+    throw new Errno(
+      'ENOSPC',
+      `dma_avail is 0: the container has ${iommu.dma_entry_limit} mappings, its dma_entry_limit`,
+    );
   if (!isValidRange(iommu.iova_list, command.iova, command.iova + command.size - 1n))
-    throw new Errno('EINVAL', `iova ${printRange(iova, npage)} lies in no valid iova range of container '${container.id}'`);
+    throw new Errno(
+      'EINVAL',
+      `iova ${printRange(iova, npage)} lies in no valid iova range of container '${container.id}'`,
+    );
   iommu.dma_avail--;
   const { root, dma } = vfioLinkDma(dmas, iommu.dma_list, {
     container: container.id,
@@ -86,5 +92,6 @@ function checkArguments(host: Host, { argsz, flags, iova, vaddr, size }: MapDma)
   if (prot === 0 && !vaddrOnly) throw new Errno('EINVAL', 'flags have neither READ nor WRITE');
   if (prot !== 0 && vaddrOnly) throw new Errno('EINVAL', 'flags have VADDR together with READ or WRITE');
   for (const [name, value] of Object.entries({ iova, vaddr, size }))
-    if (!isPageAligned(value)) throw new Errno('EINVAL', `${name} ${hex(value)} is not a multiple of the page size 0x1000`);
+    if (!isPageAligned(value))
+      throw new Errno('EINVAL', `${name} ${hex(value)} is not a multiple of the page size 0x1000`);
 }

@@ -3,16 +3,17 @@
 import type { Command, Delivery, NotifierSpec } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat, trace } from '../host.ts';
-import { MAX_NOTIFIERS, MAX_PARKED_OPERATIONS } from '../limits.ts';
-import { block, type Operation, settle, startOperation } from '../operation.ts';
+import { MAX_NOTIFIERS } from '../limits.ts';
+import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done, Notification } from '../outcome.ts';
 import { softLockup } from './bug.ts';
 import { getContainer } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { registerDevice, unregisterDevice } from './device-open.ts';
-import { type Group, vfioGroupAddContainerUser } from './group.ts';
+import { dropContainerUser, type Group, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
+import type { Iommu } from './iommu.ts';
 import { blocksOf, chainRegister, chainUnregister, EndlessChain, type NotifierChain } from './notifier-chain.ts';
-import { continueUnmapWalk } from './unmap-walk.ts';
+import { continueUnmapLoop, continueUnmapWalk, startGrantedWalk } from './unmap-walk.ts';
 
 export const NOTIFY_DONE = 0;
 export const NOTIFY_OK = 1;
@@ -48,6 +49,8 @@ export interface PendingNotification {
 /** Locals of a registration that waits for the chain's lock. */
 export interface RegistrationLocals {
   container: string;
+  /** Group of the calling device: one of its users while the call waits. */
+  group: string;
   device: string;
   notifier: string;
 }
@@ -64,7 +67,8 @@ function getNotifier(host: Host, id: string): NotifierBlock {
 /**
  * vfio_register_notifier(). Fields: id, events_left (the caller's events word after the call, in refusals too).
  * EIO container dead; EINVAL events 0; ENODEV device without group; EINVAL type; EINVAL group without container or iommu;
- * EINVAL event bits left over; EDEADLK from inside a callback of the same chain.
+ * EINVAL event bits left over; EDEADLK from inside a callback of the same chain; EBUSY it must wait and MAX_PARKED_OPERATIONS
+ * do; ENOSPC MAX_NOTIFIERS.
  */
 export function registerNotifier(host: Host, { device: id, notifier: spec }: Register): Done {
   const device = getDevice(host, id);
@@ -72,10 +76,11 @@ export function registerNotifier(host: Host, { device: id, notifier: spec }: Reg
   if (host.profile.listener === 'dma_unmap') return setDmaUnmapOp(host, device, group, spec);
   const word = { events: spec.events };
   try {
-    const chain = chainToRegister(host, device, group, spec, word);
+    const { chain, bound } = chainToRegister(host, device, group, spec, word);
+    requireMayWait(host, chain, 'register_notifier');
     const block = adoptBlock(host, device, spec);
     const done = { ret: 0, created: true, fields: { id: block.id, events_left: word.events } };
-    return underChainLock(host, chain, 'register_notifier', block, group, () => done);
+    return underChainLock(host, chain, 'register_notifier', block, bound, () => done);
   } catch (error) {
     if (error instanceof Errno) error.extra.left = { events_left: word.events };
     throw error;
@@ -85,7 +90,13 @@ export function registerNotifier(host: Host, { device: id, notifier: spec }: Reg
 const clearBit0 = (events: number): number => (events % 2 === 0 ? events : events - 1);
 
 /** The checks of vfio_register_notifier() down to the chain; clears the known bit of the caller's events word on the way. */
-function chainToRegister(host: Host, device: Device, group: Group | null, spec: NotifierSpec, word: { events: number }): NotifierChain {
+function chainToRegister(
+  host: Host,
+  device: Device,
+  group: Group | null,
+  spec: NotifierSpec,
+  word: { events: number },
+): { chain: NotifierChain; bound: Group } {
   if (spec.events === 0) throw new Errno('EINVAL', 'events is 0');
   if (group === null) throw new Errno('ENODEV', `device '${device.id}' belongs to no vfio group`);
   const leftOver = (): void => {
@@ -95,12 +106,12 @@ function chainToRegister(host: Host, device: Device, group: Group | null, spec: 
   if (spec.type === IOMMU_NOTIFY) {
     const { iommu } = vfioGroupAddContainerUser(host, group);
     leftOver();
-    return iommu.notifier;
+    return { chain: iommu.notifier, bound: group };
   }
   if (spec.type === GROUP_NOTIFY) {
     leftOver();
     vfioGroupAddContainerUser(host, group);
-    return group.notifier;
+    return { chain: group.notifier, bound: group };
   }
   throw new Errno('EINVAL', `type ${spec.type} is neither IOMMU (0) nor GROUP (1)`);
 }
@@ -120,7 +131,8 @@ function adoptBlock(host: Host, device: Device, spec: NotifierSpec): NotifierBlo
 
 /** Whether a block is on any chain. */
 export function isRegistered({ vfio }: Host, id: string): boolean {
-  for (const { iommu } of vfio.containers.values()) if (iommu !== null && blocksOf(iommu.notifier).includes(id)) return true;
+  for (const { iommu } of vfio.containers.values())
+    if (iommu !== null && blocksOf(iommu.notifier).includes(id)) return true;
   for (const { notifier } of vfio.groups.values()) if (blocksOf(notifier).includes(id)) return true;
   return false;
 }
@@ -135,7 +147,8 @@ function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: No
       hint: 'from 6.0 on a driver has one dma_unmap op; leave type and priority away',
     });
   if (!device.dma_unmap) throw new Errno('EOPNOTSUPP', `the driver of device '${device.id}' has no dma_unmap op`);
-  if (device.listener !== null) throw new Errno('EEXIST', `device '${device.id}' has a dma_unmap op: '${device.listener}'`);
+  if (device.listener !== null)
+    throw new Errno('EEXIST', `device '${device.id}' has a dma_unmap op: '${device.listener}'`);
   const owner = [...host.vfio.devices.values()].find(({ listener }) => listener !== null && listener === spec.id);
   if (owner !== undefined) throw new Errno('EEXIST', `'${spec.id}' is the dma_unmap op of device '${owner.id}'`);
   const { id } = adoptBlock(host, device, spec);
@@ -165,7 +178,8 @@ function clearDmaUnmapOp(host: Host, device: Device, group: Group | null, id: st
 
 /**
  * vfio_unregister_notifier(). Waits until a running callback of the chain has returned.
- * EIO; ENODEV; EINVAL type; EINVAL group without container or iommu; EDEADLK from inside a callback; ENOENT not on the chain.
+ * EIO; ENODEV; EINVAL type; EINVAL group without container or iommu; EDEADLK from inside a callback; EBUSY as for a
+ * registration; ENOENT not on the chain.
  */
 export function unregisterNotifier(host: Host, { device: id, notifier, type }: Unregister): Done {
   const device = getDevice(host, id);
@@ -178,6 +192,7 @@ export function unregisterNotifier(host: Host, { device: id, notifier, type }: U
     throw new Errno('EINVAL', `type ${kind} is neither IOMMU (0) nor GROUP (1)`);
   const { iommu } = vfioGroupAddContainerUser(host, group);
   const chain = kind === IOMMU_NOTIFY ? iommu.notifier : group.notifier;
+  requireMayWait(host, chain, 'unregister_notifier');
   return underChainLock(host, chain, 'unregister_notifier', block, group, () => ({ ret: 0, fields: { id: notifier } }));
 }
 
@@ -199,10 +214,22 @@ export function refuseDeadlock(host: Host, chain: NotifierChain, wants: string):
   const holder = enclosingOperations(host).find((id) => chain.readers.includes(id));
   if (holder === undefined) return;
   const cycle = `${wants} waits for notifier->rwsem; ${holder} holds it and waits for ${host.call.notification}; its handler waits for ${wants}`;
-  splat(host, 'DEADLOCK', 'blocking_notifier_chain_register', `listener-lock: ${cycle}`, ['blocking_notifier_call_chain', 'vfio_dma_do_unmap']);
+  splat(host, 'DEADLOCK', 'blocking_notifier_chain_register', `listener-lock: ${cycle}`, [
+    'blocking_notifier_call_chain',
+    'vfio_dma_do_unmap',
+  ]);
   throw new Errno('EDEADLK', `${wants} inside the handler of ${host.call.notification} would deadlock: ${cycle}`, {
     hint: 'let the handler return first; the cycle is in dmesg',
   });
+}
+
+const isFree = (chain: NotifierChain): boolean => chain.readers.length === 0 && chain.waiters.length === 0;
+
+/** EDEADLK: the call would wait for itself. EBUSY: it would wait, and MAX_PARKED_OPERATIONS do. */
+function requireMayWait(host: Host, chain: NotifierChain, wants: string): void {
+  if (isFree(chain)) return;
+  refuseDeadlock(host, chain, wants);
+  requireRoomForOperation(host);
 }
 
 /** Takes the chain's lock for writing, changes the chain, and is done; or waits as an operation until the walkers are gone. */
@@ -211,23 +238,29 @@ function underChainLock(
   chain: NotifierChain,
   kind: 'register_notifier' | 'unregister_notifier',
   notifier: NotifierBlock,
-  group: Group | null,
+  group: Group,
   done: () => Done,
 ): Done {
-  const container = group?.container as string;
-  if (chain.readers.length === 0 && chain.waiters.length === 0) {
+  const container = group.container as string;
+  if (isFree(chain)) {
     changeChain(host, chain, kind, notifier.id, container);
     return done();
   }
-  refuseDeadlock(host, chain, kind);
-  const locals = { container, device: notifier.device, notifier: notifier.id };
+  const locals = { container, group: group.id, device: notifier.device, notifier: notifier.id };
   const operation = startOperation(host, { kind, locals });
+  holdContainerUser(host, group.id);
   waitForChain(host, chain, operation);
   return { ...done(), parked: operation.id };
 }
 
 /** ENOENT. EIO: the chain is a loop, the caller spins for ever. */
-function changeChain(host: Host, chain: NotifierChain, kind: 'register_notifier' | 'unregister_notifier', id: string, container: string): void {
+function changeChain(
+  host: Host,
+  chain: NotifierChain,
+  kind: 'register_notifier' | 'unregister_notifier',
+  id: string,
+  container: string,
+): void {
   try {
     if (kind === 'register_notifier') chainRegister(host, chain, id);
     else chainUnregister(chain, id);
@@ -262,7 +295,12 @@ export function leaveChain(host: Host, chain: NotifierChain, operation: Operatio
 const traceGranted = (host: Host, operation: Operation): void =>
   trace(host, 'lock', operation.id, { lock: `notifier_chain:${operation.locals.container}`, state: 'granted' });
 
+/**
+ * Gives the lock to those who wait, in order of arrival, until one of them must go on waiting. A walk that is over at once
+ * has dropped the lock again; its unmap goes on when all who got the lock after it have had it, the last one first.
+ */
 function grantChain(host: Host, chain: NotifierChain): void {
+  const over: { operation: Extract<Operation, { kind: 'unmap_dma' }>; iommu: Iommu }[] = [];
   for (let id = chain.waiters[0]; id !== undefined; id = chain.waiters[0]) {
     const operation = host.operations.get(id);
     if (operation === undefined || operation.state === 'done') {
@@ -271,9 +309,12 @@ function grantChain(host: Host, chain: NotifierChain): void {
       chain.waiters.shift();
       chain.readers.push(id);
       traceGranted(host, operation);
-      continueUnmapWalk(host, operation, null);
+      const iommu = host.vfio.containers.get(operation.locals.container)?.iommu as Iommu;
+      if (!startGrantedWalk(host, operation)) continue;
+      chain.readers = chain.readers.filter((reader) => reader !== id);
+      over.push({ operation, iommu });
     } else if (operation.kind === 'register_notifier' || operation.kind === 'unregister_notifier') {
-      if (chain.readers.length > 0) return;
+      if (chain.readers.length > 0) break;
       chain.waiters.shift();
       traceGranted(host, operation);
       const { kind, locals } = operation;
@@ -282,44 +323,46 @@ function grantChain(host: Host, chain: NotifierChain): void {
         if (kind === 'unregister_notifier') return { ret: 0, fields: { id: locals.notifier } };
         return { ret: 0, created: true, fields: { id: locals.notifier, events_left: 0 } };
       });
-    } else return;
+      dropContainerUser(host, locals.group);
+    } else break;
   }
+  for (const { operation, iommu } of over.reverse()) continueUnmapLoop(host, operation, iommu);
 }
 
-/** The pending notification of a device. NOT_FOUND: never existed; EBUSY: answered already, or timed out. */
-function getPending(host: Host, id: string, device: string | null): PendingNotification {
+/** The pending notification of a device. NOT_FOUND: never existed; EIO: container dead; EBUSY: answered already, or timed out. */
+function getPending(host: Host, id: string, device: Device): PendingNotification {
   const pending = host.vfio.notifications.get(id);
-  if (pending !== undefined && (device === null || pending.notification.device === device)) return pending;
+  if (pending !== undefined && pending.notification.device === device.id) return pending;
   const number = /^notification-([1-9]\d*)$/.exec(id)?.[1];
   if (pending !== undefined || number === undefined || Number(number) >= host.vfio.next_notification)
     throw new NoSuchObject('notification', id);
+  groupOf(host, device);
   throw new Errno('EBUSY', `notification '${id}' was answered already, timed out, or died with its container`, {
     hint: 'the kernel went on as if the handler had returned',
   });
 }
 
-/** The handler has returned `ret`; the walk goes on. NOT_FOUND; EBUSY late. */
+/** The handler has returned `ret`; the walk goes on. NOT_FOUND; EIO; EBUSY late. */
 export function ackNotification(host: Host, command: Extract<Command, { op: 'ack_notification' }>): Done {
-  getDevice(host, command.device);
-  const pending = getPending(host, command.notification, command.device);
+  const pending = getPending(host, command.notification, getDevice(host, command.device));
   const operation = host.operations.get(pending.operation) as Operation;
-  continueUnmapWalk(host, operation, { notification: command.notification, ret: command.ret, reason: command.reason, detail: command.detail });
+  continueUnmapWalk(host, operation, {
+    notification: command.notification,
+    ret: command.ret,
+    reason: command.reason,
+    detail: command.detail,
+  });
   return { ret: 0, fields: { id: command.notification } };
 }
 
 /** notifier_timeout_ms has passed: the kernel goes on as if the handler had returned NOTIFY_DONE. Nothing when it was answered. */
-export function notificationTimeout(host: Host, { notification }: Extract<Command, { op: 'notification_timeout' }>): Done {
+export function notificationTimeout(
+  host: Host,
+  { notification }: Extract<Command, { op: 'notification_timeout' }>,
+): Done {
   const pending = host.vfio.notifications.get(notification);
   const operation = pending === undefined ? undefined : host.operations.get(pending.operation);
   if (operation !== undefined)
     continueUnmapWalk(host, operation, { notification, ret: NOTIFY_DONE, reason: 'timeout', detail: null });
   return { ret: 0, fields: {} };
-}
-
-/** EBUSY: too many operations wait in the host already. */
-export function requireRoomForOperation(host: Host): void {
-  let parked = 0;
-  for (const { state } of host.operations.values()) if (state !== 'done') parked++;
-  if (parked >= MAX_PARKED_OPERATIONS)
-    throw new Errno('EBUSY', `${parked} operations wait in this host, the most it holds (${MAX_PARKED_OPERATIONS})`);
 }

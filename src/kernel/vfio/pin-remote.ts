@@ -6,7 +6,7 @@ import { type Host, printk } from '../host.ts';
 import { PAGE_SIZE } from '../lib/u64.ts';
 import type { MmStruct } from '../mm/mm.ts';
 import { isInvalidOrReserved } from '../mm/page.ts';
-import { requireMm, taskRlimitPages, getTask } from '../mm/task.ts';
+import { getTask, requireMm, taskRlimitPages } from '../mm/task.ts';
 import type { PfnRun, VfioDma } from './dma.ts';
 import { putPfn, vfioLockAcct, vfioUncharge } from './lock-acct.ts';
 import { vfioFindVpfn } from './pfn-list.ts';

@@ -10,21 +10,21 @@ import { isInvalidOrReserved } from '../mm/page.ts';
 import { KIND_DEVICE } from '../mm/page-frames.ts';
 import { getTask, taskRlimitPages } from '../mm/task.ts';
 import { warnOnce } from '../mm/warn-once.ts';
-import { type Operation, settle, startOperation } from '../operation.ts';
+import { isDone, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import type { Container } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { assertDeviceOpen } from './device-open.ts';
 import { markDirty } from './dirty.ts';
 import { type VfioDma, vfioFindDmaOfPage } from './dma.ts';
-import { vfioGroupAddContainerUser } from './group.ts';
+import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import { type Iommu, type1Group } from './iommu.ts';
 import { leakPages, ledgerPin } from './ledger.ts';
 import { lockCapOf, mmOfDma, putPfn, vfioLockAcct, vfioUncharge } from './lock-acct.ts';
 import { vfioFindVpfn, vfioLinkPfn } from './pfn-list.ts';
 import { vfioUnpinPageExternal } from './unpin.ts';
-import { vaddrAt, vaddrGetPfns } from './vaddr-get.ts';
 import { sleepForVaddr } from './vaddr.ts';
+import { vaddrAt, vaddrGetPfns } from './vaddr-get.ts';
 
 export type PinPages = Extract<Command, { op: 'pin_pages' }>;
 /** What names the pages of a pin or an unpin. */
@@ -33,6 +33,8 @@ export type Entries = Pick<PinPages, 'contiguous' | 'user_pfn' | 'npage'>;
 /** Locals of a pin that sleeps until a vaddr is valid again. */
 export interface PinLocals {
   container: string;
+  /** Group of the device: one of its users while the pin sleeps. */
+  group: string;
   command: PinPages;
 }
 
@@ -41,7 +43,8 @@ export const pageAt = ({ contiguous, user_pfn }: Entries, i: number): number =>
   contiguous === undefined ? (user_pfn[i] as number) : pageNumberOf(contiguous.iova) + i;
 
 /** Byte offset in the page of every entry. */
-export const offsetOf = ({ contiguous }: Entries): number => (contiguous === undefined ? 0 : Number(contiguous.iova & 0xfffn));
+export const offsetOf = ({ contiguous }: Entries): number =>
+  contiguous === undefined ? 0 : Number(contiguous.iova & 0xfffn);
 
 const printIova = (page: number, offset: number): string => hex(addressOf(page) + BigInt(offset));
 
@@ -75,7 +78,9 @@ function requireOpenDevice(host: Host, device: Device): void {
     throw new Errno('EINVAL', `device '${device.id}' is not open`);
   }
   if (device.listener === null)
-    throw new Errno('EINVAL', `the driver of device '${device.id}' has no dma_unmap op`, { hint: 'register a notifier for the device' });
+    throw new Errno('EINVAL', `the driver of device '${device.id}' has no dma_unmap op`, {
+      hint: 'register a notifier for the device',
+    });
 }
 
 /** EOPNOTSUPP: the form of the other era. */
@@ -99,10 +104,14 @@ export function requireCount({ contiguous, user_pfn, npage }: Entries): void {
     throw new Errno('EFAULT', `npage ${npage} reads beyond the ${user_pfn.length} entries of user_pfn`);
 }
 
-/** A refused pin leaves its output array as zeros. */
-function withZeroedOutput(error: unknown, { contiguous, user_pfn, npage }: PinPages): unknown {
+/** The output array of a pin that did not succeed: zeros. */
+export function zeroedOutput({ contiguous, user_pfn, npage }: PinPages): { phys_pfn: number[] } {
   const slots = contiguous === undefined ? user_pfn.length : Math.min(Math.max(npage, 0), PIN_PAGES_MAX_ENTRIES);
-  if (error instanceof Errno) error.extra.left = { phys_pfn: new Array<number>(slots).fill(0) };
+  return { phys_pfn: new Array<number>(slots).fill(0) };
+}
+
+function withZeroedOutput(error: unknown, command: PinPages): unknown {
+  if (error instanceof Errno) error.extra.left = zeroedOutput(command);
   return error;
 }
 
@@ -112,7 +121,13 @@ function withZeroedOutput(error: unknown, { contiguous, user_pfn, npage }: PinPa
  * container fd closes meanwhile), or EBUSY; EINVAL nobody listens; then per page those of pinOne. An error at entry i drops the
  * references that entries 0 .. i-1 took.
  */
-export function vfioIommuType1PinPages(host: Host, container: Container, iommu: Iommu, command: PinPages, waiting: Operation | null): Done {
+export function vfioIommuType1PinPages(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  command: PinPages,
+  waiting: Operation | null,
+): Done {
   if (!iommu.v2) throw new Errno('EACCES', `container '${container.id}' is TYPE1 (v1): pinning needs TYPE1v2`);
   requireInSpace(command);
   if (iommu.vaddr_invalid_count > 0) {
@@ -123,7 +138,8 @@ export function vfioIommuType1PinPages(host: Host, container: Container, iommu: 
   const { npage, device } = command;
   const offset = offsetOf(command);
   const phys_pfn = new Array<number>(npage);
-  const source = { seq: host.seq, request_id: host.call.request_id };
+  const { seq, request_id } = waiting ?? { seq: host.seq, request_id: host.call.request_id };
+  const source = { seq, request_id };
   for (let i = 0; i < npage; i++) {
     const page = pageAt(command, i);
     try {
@@ -178,7 +194,8 @@ function pinOne(host: Host, container: Container, iommu: Iommu, page: number, of
   const iova = printIova(page, offset);
   const dma = vfioFindDmaOfPage(dmas, iommu.dma_list, page, offset);
   if (dma === null) throw new Errno('EINVAL', `iova ${iova} is not mapped in container '${container.id}'`);
-  if ((dma.prot & prot) !== prot) throw new Errno('EPERM', `prot ${prot} exceeds prot ${dma.prot} of the mapping of iova ${iova}`);
+  if ((dma.prot & prot) !== prot)
+    throw new Errno('EPERM', `prot ${prot} exceeds prot ${dma.prot} of the mapping of iova ${iova}`);
   const record = vfioFindVpfn(pfns, dma.pfn_list, page, offset);
   if (record !== 0) {
     pfns.addRefCount(record, 1);
@@ -197,7 +214,8 @@ function pinOne(host: Host, container: Container, iommu: Iommu, page: number, of
 
 /** No memory for the record: newer kernels return the page and its charge, old ones forget them. */
 function failRecord(host: Host, container: Container, dma: VfioDma, pfn: number, accounting: boolean): Errno {
-  if (host.profile.addRecordFailure === 'leak') leakPages(host, container, dma, [pfn], accounting && !isInvalidOrReserved(host, pfn) ? 1 : 0);
+  if (host.profile.addRecordFailure === 'leak')
+    leakPages(host, container, dma, [pfn], accounting && !isInvalidOrReserved(host, pfn) ? 1 : 0);
   else if (putPfn(host, pfn, dma.prot) && accounting) vfioUncharge(host, dma, 1);
   return new Errno('ENOMEM', `no memory for the record of page ${pfn}`);
 }
@@ -242,7 +260,10 @@ function vfioPinPageExternal(host: Host, dma: VfioDma, page: number, accounting:
 function requireBelowLimit(host: Host, dma: VfioDma, locked_vm: number): void {
   const limit = taskRlimitPages(host, dma.task);
   if (!lockCapOf(host, dma) && (locked_vm < 0 || locked_vm > limit))
-    throw new Errno('ENOMEM', `task '${dma.task}': locked_vm ${locked_vm - 1} + 1 pages is over RLIMIT_MEMLOCK of ${limit} pages`);
+    throw new Errno(
+      'ENOMEM',
+      `task '${dma.task}': locked_vm ${locked_vm - 1} + 1 pages is over RLIMIT_MEMLOCK of ${limit} pages`,
+    );
 }
 
 /** Whether one of the requested iovas has an invalid vaddr. EINVAL: an iova before it is not mapped. */
@@ -250,22 +271,36 @@ function hasInvalidVaddr(host: Host, iommu: Iommu, command: PinPages): boolean {
   for (let i = 0; i < command.npage; i++) {
     const page = pageAt(command, i);
     const dma = vfioFindDmaOfPage(host.vfio.dmas, iommu.dma_list, page);
-    if (dma === null) throw new Errno('EINVAL', `iova ${printIova(page, 0)} is not mapped`);
+    if (dma === null) throw new Errno('EINVAL', `iova ${printIova(page, 0)} is not mapped`, { at_index: i });
     if (dma.vaddr_invalid) return true;
   }
   return false;
 }
 
-function waitForVaddr(host: Host, container: Container, iommu: Iommu, command: PinPages, waiting: Operation | null): Done {
-  const operation = waiting ?? startOperation(host, { kind: 'pin_pages', locals: { container: container.id, command } });
+/** The pin sleeps until a vaddr changes. EBUSY: MAX_PARKED_OPERATIONS. */
+function waitForVaddr(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  command: PinPages,
+  waiting: Operation | null,
+): Done {
+  const operation = waiting ?? startWaiting(host, container, command);
   sleepForVaddr(host, iommu, operation);
   return { ret: 0, fields: {}, parked: operation.id };
+}
+
+function startWaiting(host: Host, container: Container, command: PinPages): Operation {
+  requireRoomForOperation(host);
+  const group = getDevice(host, command.device).group as string;
+  holdContainerUser(host, group);
+  return startOperation(host, { kind: 'pin_pages', locals: { container: container.id, group, command } });
 }
 
 /** A vaddr has changed: the pin looks at all of its iovas again. EFAULT: the container fd was closed, or it was killed. */
 export function continuePin(host: Host, iommu: Iommu, operation: Operation, killed = false): void {
   if (operation.kind !== 'pin_pages') throw new Error(`${operation.id} is no pin`);
-  const { container: id, command } = operation.locals;
+  const { container: id, group, command } = operation.locals;
   settle(host, operation, () => {
     try {
       const container = host.vfio.containers.get(id);
@@ -277,4 +312,5 @@ export function continuePin(host: Host, iommu: Iommu, operation: Operation, kill
       throw withZeroedOutput(error, command);
     }
   });
+  if (isDone(operation)) dropContainerUser(host, group);
 }

@@ -1,7 +1,7 @@
 // The VFIO side of a host as sections of plain data, and back.
 
-import type { HostSection } from '../snapshot.ts';
 import { type LinkColumns, RbLinks, type SlotState } from '../lib/rbtree.ts';
+import type { HostSection } from '../snapshot.ts';
 import type { Container } from './container.ts';
 import type { Device } from './device.ts';
 import { DmaTable, type VfioDma } from './dma.ts';
@@ -40,7 +40,9 @@ function flatContainer(container: Container): FlatContainer {
 function fullContainer({ ledger, ...flat }: FlatContainer): Container {
   const container = flat as Container;
   if (container.iommu !== null)
-    container.iommu.ledger = new Map(ledger.map(([device, leaves]): [string, DeviceLedger] => [device, { leaves: new Map(leaves) }]));
+    container.iommu.ledger = new Map(
+      ledger.map(([device, leaves]): [string, DeviceLedger] => [device, { leaves: new Map(leaves) }]),
+    );
   return container;
 }
 
@@ -63,7 +65,11 @@ export function* vfioSections(vfio: Vfio): Iterable<HostSection> {
     }),
   };
   for (let chunk = 0; chunk < dmas.links.chunkCount; chunk++)
-    yield { key: `dma-links/${chunk}`, version: dmas.links.chunkVersion(chunk), data: () => dmas.links.linkColumns(chunk) };
+    yield {
+      key: `dma-links/${chunk}`,
+      version: dmas.links.chunkVersion(chunk),
+      data: () => dmas.links.linkColumns(chunk),
+    };
   for (let first = 0; first < dmas.records.length; first += DMA_PER_SECTION)
     yield {
       key: `dma/${first}`,

@@ -1,16 +1,18 @@
 // Models the walk over the listeners that an unmap makes with its lock dropped: blocking_notifier_call_chain() up to 5.19,
 // vfio_notify_dma_unmap() from 6.0 on.
 
+import type { Errno } from '../errno.ts';
 import { type Host, printk, trace } from '../host.ts';
 import { addressOf, sizeOf } from '../lib/u64.ts';
 import { block, type Operation, settle } from '../operation.ts';
+import { softLockup } from './bug.ts';
 import { finishSlowBuiltin, runBuiltin } from './builtin.ts';
 import type { Container } from './container.ts';
 import type { Iommu } from './iommu.ts';
 import { ledgerNotified } from './ledger.ts';
-import { blocksOf } from './notifier-chain.ts';
-import { type NotifierBlock, NOTIFY_STOP_MASK } from './notifier.ts';
-import { endWalk, type UnmapLocals, vfioDmaDoUnmap } from './unmap.ts';
+import { leaveChain, NOTIFY_STOP_MASK, type NotifierBlock } from './notifier.ts';
+import { blocksOf, isEndless } from './notifier-chain.ts';
+import { requireSameIommu, type UnmapLocals, vfioDmaDoUnmap } from './unmap.ts';
 
 /** A walk over the notifier chain for one vfio_dma: a copy of its range, as the kernel passes one on its stack. */
 export interface Walk {
@@ -96,21 +98,47 @@ function callBlock(
   return null;
 }
 
-/** A handler has returned, or the chain's lock was granted (null): the walk and then the loop go on. */
-export function continueUnmapWalk(host: Host, operation: Operation, answer: HandlerReturn | null): void {
+/** A walk that went through comes to no end where the chain is a loop: the container dies of it. EIO; null: it has ended. */
+export function lockUp(host: Host, container: Container, iommu: Iommu, walk: Walk): Errno | null {
+  return walk.stopped || !isEndless(iommu.notifier) ? null : softLockup(host, container, 'unmap_dma');
+}
+
+type Unmap = Extract<Operation, { kind: 'unmap_dma' }>;
+
+/** A handler has returned: the walk and then the loop go on. */
+export function continueUnmapWalk(host: Host, operation: Operation, answer: HandlerReturn): void {
   if (operation.kind !== 'unmap_dma') throw new Error(`${operation.id} is no unmap`);
   const { locals } = operation;
   const container = host.vfio.containers.get(locals.container) as Container;
   const iommu = container.iommu as Iommu;
   const walk = locals.walk as Walk;
   operation.state = 'running';
+  const over = handlerReturned(host, iommu, operation, walk, answer);
+  if (!over && !walkChain(host, operation, locals, walk)) return;
+  if (lockUp(host, container, iommu, walk) !== null) return;
+  leaveChain(host, iommu.notifier, operation);
+  continueUnmapLoop(host, operation, iommu);
+}
+
+/** The chain's lock was granted: calls the blocks. True: the walk is over; false: a handler is running elsewhere, or it never ends. */
+export function startGrantedWalk(host: Host, operation: Unmap): boolean {
+  const { locals } = operation;
+  const walk = locals.walk as Walk;
+  const container = host.vfio.containers.get(locals.container) as Container;
+  const iommu = container.iommu as Iommu;
+  operation.state = 'running';
+  // The chain may have changed while the walk waited for its lock.
+  walk.blocks = blocksOf(iommu.notifier);
+  return walkChain(host, operation, locals, walk) && lockUp(host, container, iommu, walk) === null;
+}
+
+/** The walk is over and the chain's lock dropped: the loop goes on with the iommu object that it has. */
+export function continueUnmapLoop(host: Host, operation: Unmap, iommu: Iommu): void {
+  const { locals } = operation;
+  const container = host.vfio.containers.get(locals.container) as Container;
+  locals.walk = null;
   settle(host, operation, () => {
-    let over = false;
-    // The chain may have changed while the walk waited for its lock.
-    if (answer === null) walk.blocks = blocksOf(iommu.notifier);
-    else over = handlerReturned(host, iommu, operation, walk, answer);
-    if (!over && !walkChain(host, operation, locals, walk)) return { ret: 0, fields: {}, parked: operation.id };
-    endWalk(host, container, iommu, operation, locals);
+    requireSameIommu(host, container, iommu);
     return vfioDmaDoUnmap(host, container, iommu, locals, operation);
   });
 }

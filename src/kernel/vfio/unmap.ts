@@ -3,20 +3,30 @@
 import { type Command, UNMAP_ALL, UNMAP_GET_DIRTY_BITMAP, UNMAP_VADDR } from '../command.ts';
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
-import { hex, isPageAligned, npageOf, PAGES_IN_U64, pageNumberOf, printRange, sizeOf, U64_MAX } from '../lib/u64.ts';
+import {
+  hex,
+  isPageAligned,
+  npageOf,
+  PAGES_IN_U64,
+  pageNumberOf,
+  printRange,
+  sizeOf,
+  U64_MAX,
+  wrappedEnd,
+} from '../lib/u64.ts';
 import { UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
-import { type Operation, startOperation } from '../operation.ts';
+import { type Operation, requireRoomForOperation, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
-import { killContainer, softLockup } from './bug.ts';
+import { killContainer } from './bug.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
 import { requireDeviceListLock } from './device-open.ts';
 import { updateUserBitmap } from './dirty.ts';
 import { type VfioDma, vfioFindDma, vfioFindDmaFirstNode } from './dma.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
-import { blocksOf, isEndless } from './notifier-chain.ts';
-import { enterChain, leaveChain, refuseDeadlock, requireRoomForOperation } from './notifier.ts';
-import { type Walk, walkChain } from './unmap-walk.ts';
+import { enterChain, leaveChain, refuseDeadlock } from './notifier.ts';
+import { blocksOf } from './notifier-chain.ts';
+import { lockUp, type Walk, walkChain } from './unmap-walk.ts';
 import { bitmapField, checkBitmap, DIRTY_PGSIZE, newBitmap, userBitmap } from './user-bitmap.ts';
 import { invalidateVaddr, wakeVaddrWaiters } from './vaddr.ts';
 
@@ -34,7 +44,7 @@ export interface UnmapLocals {
   flags: number;
   /** The caller's mm; null: a foreign one, which owns no mapping. */
   caller_mm: string | null;
-  /** Pages removed so far: the running total that restarts keep. */
+  /** Pages removed so far, modulo 2^52 as their bytes are modulo 2^64: the running total that restarts keep. */
   unmapped: number;
   /** Mapping that was notified last, and how often in a row beyond the first. */
   dma_last: number;
@@ -77,7 +87,7 @@ export function unmapDma(host: Host, command: UnmapDma): Done {
   };
   const caller = task?.id ?? lowestOverlapping(host, iommu, locals)?.task ?? null;
   locals.caller_mm = caller === null ? null : (mmOf(host, caller)?.id ?? null);
-  refuseDeadlockedWalk(host, container, iommu, locals);
+  requireMayWalk(host, container, iommu, locals);
   return vfioDmaDoUnmap(host, container, iommu, locals, null);
 }
 
@@ -85,7 +95,8 @@ export function unmapDma(host: Host, command: UnmapDma): Done {
 function checkIoctl({ profile }: Host, { argsz, flags, size, bitmap }: UnmapDma): void {
   const given = argsz ?? (bitmap === null ? UNMAP_ARGSZ : UNMAP_BITMAP_ARGSZ);
   if (given < UNMAP_ARGSZ) throw new Errno('EINVAL', `argsz ${given} is less than ${UNMAP_ARGSZ}`);
-  if ((flags & ~profile.unmapFlags) !== 0) throw new Errno('EINVAL', `flags ${hex(BigInt(flags >>> 0))} have unknown bits`);
+  if ((flags & ~profile.unmapFlags) !== 0)
+    throw new Errno('EINVAL', `flags ${hex(BigInt(flags >>> 0))} have unknown bits`);
   if ((flags & UNMAP_GET_DIRTY_BITMAP) === 0) return;
   if ((flags & (UNMAP_ALL | UNMAP_VADDR)) !== 0)
     throw new Errno('EINVAL', 'flags have GET_DIRTY_BITMAP together with ALL or VADDR');
@@ -100,7 +111,8 @@ function checkRange({ profile }: Host, iommu: Iommu, { iova, size, flags, bitmap
     throw new Errno('EBUSY', 'flag VADDR is refused while an mdev group is attached');
   if (!isPageAligned(iova)) throw new Errno('EINVAL', `iova ${hex(iova)} is not a multiple of the page size 0x1000`);
   if ((flags & UNMAP_ALL) !== 0) {
-    if (iova !== 0n || size !== 0n) throw new Errno('EINVAL', `flag ALL goes with iova 0 and size 0, not ${hex(iova)} and ${hex(size)}`);
+    if (iova !== 0n || size !== 0n)
+      throw new Errno('EINVAL', `flag ALL goes with iova 0 and size 0, not ${hex(iova)} and ${hex(size)}`);
   } else if (size === 0n || !isPageAligned(size)) {
     throw new Errno('EINVAL', `size ${hex(size)} is 0 or not a multiple of the page size 0x1000`);
   } else if (profile.unmapWrapTest && iova + size - 1n > U64_MAX) {
@@ -108,7 +120,8 @@ function checkRange({ profile }: Host, iommu: Iommu, { iova, size, flags, bitmap
   }
   if ((flags & UNMAP_GET_DIRTY_BITMAP) === 0) return;
   if (!iommu.dirty_page_tracking) throw new Errno('EINVAL', 'GET_DIRTY_BITMAP: dirty page tracking is not running');
-  if (bitmap?.pgsize !== DIRTY_PGSIZE) throw new Errno('EINVAL', `pgsize ${hex(bitmap?.pgsize ?? 0n)} is not the smallest page size ${hex(DIRTY_PGSIZE)}`);
+  if (bitmap?.pgsize !== DIRTY_PGSIZE)
+    throw new Errno('EINVAL', `pgsize ${hex(bitmap?.pgsize ?? 0n)} is not the smallest page size ${hex(DIRTY_PGSIZE)}`);
 }
 
 function bitmapOf({ flags, bitmap, task }: UnmapDma): UnmapLocals['bitmap'] {
@@ -126,21 +139,26 @@ function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioD
 }
 
 /**
- * A second walk deadlocks where the first one must end before it: inside a callback while a writer waits for the chain, and in
- * 6.x always, since it would wait for device_list_lock with iommu->lock held. EDEADLK, unexecuted.
+ * Refuses, unexecuted, an unmap that would have to walk the listeners and can't. EDEADLK: inside a walk of the chain for which a
+ * writer waits; from 6.0 on during any walk, since it would wait for device_list_lock with iommu->lock held. EBUSY:
+ * MAX_PARKED_OPERATIONS.
  */
-function refuseDeadlockedWalk(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): void {
-  const { readers, waiters } = iommu.notifier;
-  const isList = host.profile.listener === 'dma_unmap';
-  if (isList ? readers.length === 0 : host.call.notification === null || waiters.length === 0) return;
-  if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return;
+function requireMayWalk(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): void {
+  if (iommu.notifier.head === null || !meetsPinned(host, iommu, locals)) return;
+  if (host.profile.listener === 'dma_unmap')
+    requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
+  else if (iommu.notifier.waiters.length > 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  requireRoomForOperation(host);
+}
+
+/** Whether the first pass of the loop comes to a mapping with records. */
+function meetsPinned(host: Host, iommu: Iommu, locals: UnmapLocals): boolean {
+  if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return false;
   const { dmas } = host.vfio;
   let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
-  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot)) {
-    if (dmas.at(slot).pfn_list.root === 0) continue;
-    if (isList) requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
-    else refuseDeadlock(host, iommu.notifier, 'unmap_dma');
-  }
+  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
+    if (dmas.at(slot).pfn_list.root !== 0) return true;
+  return false;
 }
 
 /** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
@@ -155,7 +173,13 @@ function isLoopEnd(host: Host, iommu: Iommu, locals: UnmapLocals, dma: VfioDma):
  * The loop: bisect test, then removal; a mapping with records stops it for a walk over the listeners, with the lock dropped,
  * after which everything is looked up again.
  */
-export function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals, started: Operation | null): Done {
+export function vfioDmaDoUnmap(
+  host: Host,
+  container: Container,
+  iommu: Iommu,
+  locals: UnmapLocals,
+  started: Operation | null,
+): Done {
   let operation = started;
   for (;;) {
     const invalid = iommu.vaddr_invalid_count;
@@ -165,26 +189,29 @@ export function vfioDmaDoUnmap(host: Host, container: Container, iommu: Iommu, l
     } finally {
       if (iommu.vaddr_invalid_count < invalid) wakeVaddrWaiters(host, iommu);
     }
+    requireSameIommu(host, container, iommu);
     if (pinned === null) return { ret: 0, fields: resultOf(locals) };
     countTry(host, container, iommu, locals, pinned);
     const blocks = blocksOf(iommu.notifier);
     if (blocks.length === 0) continue;
-    if (operation === null) {
-      requireRoomForOperation(host);
-      operation = startOperation(host, { kind: 'unmap_dma', locals });
-    }
+    operation ??= startOperation(host, { kind: 'unmap_dma', locals });
     locals.walk = { blocks, at: 0, stopped: false, iova: pinned.iova, npage: pinned.npage, notification: null };
     if (!enterChain(host, iommu.notifier, operation) || !walkChain(host, operation, locals, locals.walk))
       return { ret: 0, fields: {}, parked: operation.id };
-    endWalk(host, container, iommu, operation, locals);
+    const lockup = lockUp(host, container, iommu, locals.walk);
+    if (lockup !== null) throw lockup;
+    locals.walk = null;
+    leaveChain(host, iommu.notifier, operation);
+    requireSameIommu(host, container, iommu);
   }
 }
 
-/** The walk went through: what it held is dropped. EIO: it never ends, or the container died meanwhile. */
-export function endWalk(host: Host, container: Container, iommu: Iommu, operation: Operation, locals: UnmapLocals): void {
-  if (locals.walk?.stopped === false && isEndless(iommu.notifier)) throw softLockup(host, container, 'unmap_dma');
-  locals.walk = null;
-  leaveChain(host, iommu.notifier, operation);
+/** EIO: the container died, or a call that this unmap let go on took the iommu object with it when it returned. */
+export function requireSameIommu(host: Host, container: Container, iommu: Iommu): void {
+  if (container.dead === null && container.iommu !== iommu)
+    killContainer(host, container, 'vfio_dma_do_unmap', 'use-after-free: iommu freed under an unmap', [
+      'vfio_iommu_type1_unmap_dma',
+    ]);
   requireAlive(container);
 }
 
@@ -201,7 +228,7 @@ function countTry(host: Host, container: Container, iommu: Iommu, locals: UnmapL
 }
 
 function resultOf(locals: UnmapLocals): Fields {
-  const fields: Fields = { size: BigInt.asUintN(64, sizeOf(locals.unmapped)), notifications: locals.notifications };
+  const fields: Fields = { size: sizeOf(locals.unmapped), notifications: locals.notifications };
   if (locals.unmapped === 0) fields.warnings = ['NOTHING_UNMAPPED'];
   return { ...fields, ...bitmapField(locals.bitmap?.own ?? null) };
 }
@@ -228,15 +255,20 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
     if (isLoopEnd(host, iommu, locals, dma)) break;
     if ((locals.flags & UNMAP_VADDR) !== 0) {
       invalidateVaddr(iommu, dma, invalidated);
-      locals.unmapped += dma.npage;
+      locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
       slot = dmas.links.next(slot);
       continue;
     }
     if (dma.pfn_list.root !== 0) return dma;
     if (locals.bitmap !== null)
-      updateUserBitmap(iommu, dma, locals.iova, userBitmap(host, locals.bitmap.own, locals.bitmap.addr, locals.bitmap.task));
+      updateUserBitmap(
+        iommu,
+        dma,
+        locals.iova,
+        userBitmap(host, locals.bitmap.own, locals.bitmap.addr, locals.bitmap.task),
+      );
     const next = dmas.links.next(slot);
-    locals.unmapped += dma.npage;
+    locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
     vfioRemoveDma(host, container, iommu, dma, ['vfio_dma_do_unmap']);
     slot = host.profile.unmapOrder === 'ascending' ? next : firstSlot(host, iommu, locals);
   }

@@ -51,16 +51,21 @@ function unpinRange(host: Host, command: UnpinPages, device: Device, group: Grou
     splat(host, 'WARN', where, `${label}: ${detail}`, ['vfio_unpin_pages']);
     return { ret: 0, fields: { warnings: [label] } };
   };
-  if (!assertDeviceOpen(host, device, 'vfio_unpin_pages')) return warn('vfio_unpin_pages', 'device-not-open', device.id);
+  if (!assertDeviceOpen(host, device, 'vfio_unpin_pages'))
+    return warn('vfio_unpin_pages', 'device-not-open', device.id);
   if (device.listener === null) return warn('vfio_unpin_pages', 'device-without-unmap-callback', device.id);
-  if (npage <= 0 || npage > PIN_PAGES_MAX_ENTRIES) return warn('vfio_device_container_unpin_pages', 'unpin-bad-count', `npage ${npage}`);
+  if (npage <= 0 || npage > PIN_PAGES_MAX_ENTRIES)
+    return warn('vfio_device_container_unpin_pages', 'unpin-bad-count', `npage ${npage}`);
   const where = 'vfio_iommu_type1_unpin_pages';
   const { container, iommu } = vfioGroupAddContainerUser(host, group as Group);
   if (!iommu.v2) return warn(where, 'unpin-on-v1', container.id);
   const iova = contiguous?.iova ?? 0n;
-  if (iova + BigInt(npage) * 4096n - 1n > U64_MAX) return warn(where, 'unpin-overflow', `iova ${hex(iova)} + ${npage} pages`);
+  if (iova + BigInt(npage) * 4096n - 1n > U64_MAX)
+    return warn(where, 'unpin-overflow', `iova ${hex(iova)} + ${npage} pages`);
   const done = vfioIommuType1UnpinPages(host, iommu, device.id, command);
-  return done === npage ? { ret: 0, fields: {} } : warn(where, 'unpin-stopped-early', `${done} of ${npage} pages from iova ${hex(iova)}`);
+  return done === npage
+    ? { ret: 0, fields: {} }
+    : warn(where, 'unpin-stopped-early', `${done} of ${npage} pages from iova ${hex(iova)}`);
 }
 
 /**
@@ -82,7 +87,14 @@ export function vfioIommuType1UnpinPages(host: Host, iommu: Iommu, device: strin
  * Models vfio_unpin_page_external() and vfio_iova_put_vfio_pfn(): one reference less; the last one puts the page, removes the
  * record and, where no IOMMU maps the page, uncharges it. An mm that is gone is not uncharged: its counter died with it.
  */
-export function vfioUnpinPageExternal(host: Host, iommu: Iommu, dma: VfioDma, page: number, offset: number, device: string): void {
+export function vfioUnpinPageExternal(
+  host: Host,
+  iommu: Iommu,
+  dma: VfioDma,
+  page: number,
+  offset: number,
+  device: string,
+): void {
   const { dmas, pfns } = host.vfio;
   const record = vfioFindVpfn(pfns, dma.pfn_list, page, offset);
   if (record === 0) return;

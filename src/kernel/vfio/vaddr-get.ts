@@ -2,7 +2,7 @@
 
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
-import { addressOf, hex, type PageNumber, PAGES_IN_U64 } from '../lib/u64.ts';
+import { addressOf, hex, PAGES_IN_U64, type PageNumber } from '../lib/u64.ts';
 import { followPfnmap, pinUserPage, unpinUserPage } from '../mm/gup.ts';
 import type { MmStruct } from '../mm/mm.ts';
 import { isInvalidOrReserved, isZeroPage } from '../mm/page.ts';

@@ -2,17 +2,17 @@
 
 import type { Command } from '../command.ts';
 import { Errno } from '../errno.ts';
+import { shouldFail } from '../fault-rule.ts';
 import type { Host } from '../host.ts';
 import { hex, npageOf, pageNumberOf, printRange } from '../lib/u64.ts';
 import { accountLockedVm } from '../mm/accounting.ts';
-import { shouldFail } from '../fault-rule.ts';
 import { getTask, requireMm } from '../mm/task.ts';
 import { block, getOperation, type Operation, settle } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import { continueAttach } from './attach.ts';
 import type { Container } from './container.ts';
-import { continueDmaRw } from './dma-rw.ts';
 import type { VfioDma } from './dma.ts';
+import { continueDmaRw } from './dma-rw.ts';
 import { bind, type Group, vfioGroupTryDissolveContainer } from './group.ts';
 import { type Iommu, iommuOf } from './iommu.ts';
 import { mmOfDma } from './lock-acct.ts';
@@ -105,6 +105,7 @@ export function killOperation(host: Host, { operation: id }: Extract<Command, { 
     );
   iommu.vaddr_wait = iommu.vaddr_wait.filter((waiting) => waiting !== id);
   if (operation.kind === 'pin_pages') continuePin(host, iommu, operation, true);
+  else if (operation.kind === 'dma_rw') continueDmaRw(host, iommu, operation, true);
   else
     settle(host, operation, () => {
       throw new Errno('EFAULT', `${id} was killed while it waited for a vaddr`);

@@ -1,12 +1,14 @@
 // What GETs show of a host as a whole: its counters, its operations and its leaks. Pure: nothing here changes a host.
 
 import type { Host } from '../host.ts';
-import { addressOf, printRange, sizeOf } from '../lib/u64.ts';
+import { violations } from '../invariants.ts';
+import { addressOf, sizeOf } from '../lib/u64.ts';
 import { getOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
-import { violations } from '../invariants.ts';
+import { isGone } from '../vfio/container.ts';
 import { mappingsOf } from '../vfio/dma.ts';
-import { type LedgerRun, type LeakedMapping, ledgerRuns } from '../vfio/ledger.ts';
+import { leftoverText } from '../vfio/iommu.ts';
+import { type LeakedMapping, type LedgerRun, ledgerRuns } from '../vfio/ledger.ts';
 import { type Listed, listed } from './page.ts';
 
 export function viewHost(host: Host): Fields {
@@ -22,7 +24,7 @@ export function viewHost(host: Host): Fields {
     dead: dead === null ? null : { ...dead },
     counters: {
       tasks: mm.tasks.size,
-      containers: vfio.containers.size,
+      containers: [...vfio.containers.values()].filter((container) => !isGone(container)).length,
       groups: vfio.groups.size,
       devices: vfio.devices.size,
       notifiers: vfio.notifiers.size,
@@ -69,7 +71,7 @@ const showRun = (run: LedgerRun, device: string, container: string): Fields => (
 });
 
 function showLeaked(leaked: LeakedMapping): Fields[] {
-  const warn = `WARNING: at vfio_remove_dma: mapping ${printRange(leaked.iova, leaked.npage)} of ${leaked.container} removed with ${leaked.pfns.length} vfio_pfn in it`;
+  const warn = `WARNING: at vfio_remove_dma: ${leftoverText(leaked.container, leaked, leaked.pfns.length)}`;
   return leaked.runs.map((run) => ({
     ...showRun(run, run.device, leaked.container),
     state: 'leaked',
@@ -88,7 +90,7 @@ export function leaks(host: Host): Fields {
     if (iommu === null) continue;
     for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
       if (dma.pfn_list.root === 0) continue;
-      const warn = `WARNING: at vfio_remove_dma: mapping ${printRange(dma.iova, dma.npage)} of ${id} removed with ${dma.pfn_list.count} vfio_pfn in it`;
+      const warn = `WARNING: at vfio_remove_dma: ${leftoverText(id, dma, dma.pfn_list.count)}`;
       for (const device of iommu.ledger.keys())
         for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
           items.push({ ...showRun(run, device, id), state: 'pinned', leaked_seq: null, warn });

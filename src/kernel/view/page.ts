@@ -9,7 +9,12 @@ export interface Listed<K> {
 }
 
 /** At most `limit` items of an ordered sequence that begins after the last key shown. */
-export function listed<T, K>(sequence: Iterable<T>, limit: number, keyOf: (item: T) => K, show: (item: T) => Fields): Listed<K> {
+export function listed<T, K>(
+  sequence: Iterable<T>,
+  limit: number,
+  keyOf: (item: T) => K,
+  show: (item: T) => Fields,
+): Listed<K> {
   const items: Fields[] = [];
   let last: K | null = null;
   for (const item of sequence) {

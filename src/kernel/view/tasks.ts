@@ -5,7 +5,7 @@ import type { Host } from '../host.ts';
 import { addressOf, hex, isPageAligned, PAGES_IN_U64, pageNumberOf, sizeOf } from '../lib/u64.ts';
 import { getLayout, layoutPfn } from '../mm/layout.ts';
 import { kindName } from '../mm/page.ts';
-import { KIND_ANON, KIND_DEVICE, KIND_FILE } from '../mm/page-frames.ts';
+import { KIND_ANON, KIND_DEVICE, KIND_FILE, PAGES_PER_CHUNK } from '../mm/page-frames.ts';
 import { PTE_PRESENT, PTE_TYPE_MASK, PTE_WRITE } from '../mm/page-table.ts';
 import { getTask, mmOf, taskFields } from '../mm/task.ts';
 import {
@@ -114,6 +114,24 @@ export function listPages(host: Host, task: string, addr: bigint, npage: number)
   }
   return items;
 }
+
+function* framesAfter({ mm: { pages } }: Host, after: number): Iterable<number> {
+  const indices = [...pages.chunks.keys()]
+    .filter((index) => (index + 1) * PAGES_PER_CHUNK > after)
+    .sort((a, b) => a - b);
+  for (const index of indices)
+    for (let pfn = Math.max(index * PAGES_PER_CHUNK, after + 1); pfn < (index + 1) * PAGES_PER_CHUNK; pfn++)
+      if (pages.isKnown(pfn)) yield pfn;
+}
+
+/** The host pages of which anything is known: in use, declared, or released dirty; ascending by pfn. */
+export const listFrames = (host: Host, after: number | null, limit: number): Listed<number> =>
+  listed(
+    framesAfter(host, after ?? -1),
+    limit,
+    (pfn) => pfn,
+    (pfn) => viewPage(host, pfn),
+  );
 
 /** One host page. EINVAL: no pfn. */
 export function viewPage(host: Host, pfn: number): Fields {

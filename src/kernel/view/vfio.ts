@@ -8,11 +8,11 @@ import type { Fields, Value } from '../outcome.ts';
 import { type Container, checkExtension as extensionOf, getContainer, readIommu } from '../vfio/container.ts';
 import { type Device, getDevice } from '../vfio/device.ts';
 import { mappingsOf, type VfioDma } from '../vfio/dma.ts';
-import { getGroup, type Group } from '../vfio/group.ts';
 import { DOMAIN_PGSIZES } from '../vfio/domain.ts';
+import { type Group, getGroup } from '../vfio/group.ts';
 import type { Iommu } from '../vfio/iommu.ts';
-import { blocksOf } from '../vfio/notifier-chain.ts';
 import { isRegistered, type NotifierBlock } from '../vfio/notifier.ts';
+import { blocksOf } from '../vfio/notifier-chain.ts';
 import { lowerBound, nextPfn, type PfnSlab } from '../vfio/pfn-list.ts';
 import { byId, type Listed, listed } from './page.ts';
 
@@ -36,7 +36,12 @@ function showContainer(host: Host, container: Container): Fields {
 export const viewContainer = (host: Host, id: string): Fields => showContainer(host, getContainer(host, id));
 
 export const listContainers = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.containers, after), limit, ({ id }) => id, (container) => showContainer(host, container));
+  listed(
+    byId(host.vfio.containers, after),
+    limit,
+    ({ id }) => id,
+    (container) => showContainer(host, container),
+  );
 
 /** Sizes of struct vfio_iommu_type1_info: up to iova_pgsizes, and up to cap_offset. */
 const INFO_MIN_ARGSZ = 16;
@@ -51,9 +56,22 @@ const RANGE_SIZE = 16;
 const ALL_PGSIZES = 0xfffffffffffff000n;
 
 function capabilityOf(iommu: Iommu, id: number): Fields {
-  if (id === 2) return { id, version: 1, name: 'MIGRATION', flags: 0, pgsize_bitmap: 0x1000n, max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX };
+  if (id === 2)
+    return {
+      id,
+      version: 1,
+      name: 'MIGRATION',
+      flags: 0,
+      pgsize_bitmap: 0x1000n,
+      max_dirty_bitmap_size: DIRTY_BITMAP_SIZE_MAX,
+    };
   if (id === 3) return { id, version: 1, name: 'DMA_AVAIL', avail: iommu.dma_avail };
-  return { id, version: 1, name: 'IOVA_RANGE', iova_ranges: iommu.iova_list.map(({ start, last }) => ({ start, end: last })) };
+  return {
+    id,
+    version: 1,
+    name: 'IOVA_RANGE',
+    iova_ranges: iommu.iova_list.map(({ start, last }) => ({ start, end: last })),
+  };
 }
 
 /**
@@ -86,7 +104,17 @@ export const checkExtension = (host: Host, id: string, extension: number): Field
   ret: extensionOf(host, getContainer(host, id), extension),
 });
 
-const showGroup = (host: Host, { id, kind, reserved, aperture, fd_open, container, container_users, devices, notifier }: Group): Fields => ({
+const showGroup = ({
+  id,
+  kind,
+  reserved,
+  aperture,
+  fd_open,
+  container,
+  container_users,
+  devices,
+  notifier,
+}: Group): Fields => ({
   id,
   kind,
   ...(kind === 'iommu' ? { reserved: reserved.map((range) => ({ ...range })), aperture: { ...aperture } } : {}),
@@ -97,10 +125,10 @@ const showGroup = (host: Host, { id, kind, reserved, aperture, fd_open, containe
   notifiers: blocksOf(notifier),
 });
 
-export const viewGroup = (host: Host, id: string): Fields => showGroup(host, getGroup(host, id));
+export const viewGroup = (host: Host, id: string): Fields => showGroup(getGroup(host, id));
 
 export const listGroups = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.groups, after), limit, ({ id }) => id, (group) => showGroup(host, group));
+  listed(byId(host.vfio.groups, after), limit, ({ id }) => id, showGroup);
 
 function showDevice(host: Host, { id, group, open_count }: Device): Fields {
   return {
@@ -115,7 +143,12 @@ function showDevice(host: Host, { id, group, open_count }: Device): Fields {
 export const viewDevice = (host: Host, id: string): Fields => showDevice(host, getDevice(host, id));
 
 export const listDevices = (host: Host, after: string | null, limit: number): Listed<string> =>
-  listed(byId(host.vfio.devices, after), limit, ({ id }) => id, (device) => showDevice(host, device));
+  listed(
+    byId(host.vfio.devices, after),
+    limit,
+    ({ id }) => id,
+    (device) => showDevice(host, device),
+  );
 
 function showNotifier(host: Host, block: NotifierBlock): Fields {
   const { id, device, type, priority, delivery } = block;
@@ -129,7 +162,12 @@ const notifiersOf = (host: Host, device: string, after: string | null): Notifier
 
 export function listNotifiers(host: Host, device: string, after: string | null, limit: number): Listed<string> {
   getDevice(host, device);
-  return listed(notifiersOf(host, device, after), limit, ({ id }) => id, (block) => showNotifier(host, block));
+  return listed(
+    notifiersOf(host, device, after),
+    limit,
+    ({ id }) => id,
+    (block) => showNotifier(host, block),
+  );
 }
 
 export function viewNotifier(host: Host, device: string, id: string): Fields {
@@ -171,13 +209,24 @@ function mappingAt(host: Host, container: string, iova: bigint): VfioDma {
 function* recordsFrom(host: Host, dma: VfioDma, after: bigint | null): Iterable<number> {
   const { pfns } = host.vfio;
   const start = after === null ? 0n : after + 1n;
-  for (let slot = lowerBound(pfns, dma.pfn_list, pageNumberOf(start), Number(start & 0xfffn)); slot !== 0; slot = nextPfn(pfns, slot)) yield slot;
+  for (
+    let slot = lowerBound(pfns, dma.pfn_list, pageNumberOf(start), Number(start & 0xfffn));
+    slot !== 0;
+    slot = nextPfn(pfns, slot)
+  )
+    yield slot;
 }
 
 const iovaOf = (pfns: PfnSlab, slot: number): bigint => addressOf(pfns.iova(slot)) + BigInt(pfns.offset(slot));
 
 /** The vfio_pfn records of the mapping that starts at iova, ascending. */
-export function listPfns(host: Host, container: string, iova: bigint, after: bigint | null, limit: number): Listed<bigint> {
+export function listPfns(
+  host: Host,
+  container: string,
+  iova: bigint,
+  after: bigint | null,
+  limit: number,
+): Listed<bigint> {
   const { pfns } = host.vfio;
   const keyOf = (slot: number): bigint => iovaOf(pfns, slot);
   return listed(recordsFrom(host, mappingAt(host, container, iova), after), limit, keyOf, (slot) => ({
