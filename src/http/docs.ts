@@ -16,9 +16,20 @@ export async function registerDocs(app: Api): Promise<void> {
   await app.register(swaggerUi, {
     routePrefix: '/docs',
     staticCSP: CSP,
-    uiConfig: { docExpansion: 'list', deepLinking: true, defaultModelsExpandDepth: 0, validatorUrl: null },
-    theme: { title: 'vfio-mdev-emulator' },
+    uiConfig: {
+      docExpansion: 'list',
+      deepLinking: true,
+      defaultModelsExpandDepth: 0,
+      validatorUrl: null,
+      displayOperationId: true,
+    },
+    theme: {
+      title: 'vfio-mdev-emulator',
+      // The bar that asks for the address of another document.
+      css: [{ filename: 'theme.css', content: '.swagger-ui .topbar { display: none }' }],
+    },
   });
+  app.get('/', { schema: { hide: true } }, (_request, reply) => reply.redirect('/docs'));
   app.get('/openapi.json', { schema: { hide: true } }, () => app.swagger());
   app.get('/docs/problems', { schema: { hide: true } }, (_request, reply) => {
     reply.header('content-security-policy', CSP).type('text/html; charset=utf-8').send(problemsPage());

@@ -38,7 +38,7 @@ function answerTo(error: FrameworkError, request: FastifyRequest): Answered {
   if (error instanceof TooMany) return plain('too-many', error.message, { limit: error.limit }, retry(error.retry_after_s));
   if (error instanceof Errno || error instanceof NoSuchObject)
     return { problem: refused(refusalOf(error).refusal, opOf(request), id, {}), headers: {} };
-  return frameworkAnswer(error, plain, retry(RETRY_AFTER_S));
+  return frameworkAnswer(error, request, plain, retry(RETRY_AFTER_S));
 }
 
 /** The operation that a route declares. */
@@ -47,6 +47,7 @@ const opOf = (request: FastifyRequest): string =>
 
 function frameworkAnswer(
   error: FrameworkError,
+  request: FastifyRequest,
   plain: (cause: Cause, detail: string, extensions?: object, headers?: object) => Answered,
   retry: Record<string, string>,
 ): Answered {
@@ -55,6 +56,9 @@ function frameworkAnswer(
       return plain(error instanceof SyntaxError || error.code === 'FST_ERR_CTP_INVALID_JSON_BODY' ? 'json' : 'request', error.message);
     case 401:
       return plain('unauthorized', error.message, {}, { 'www-authenticate': 'Bearer realm="vfio-mdev-emulator"' });
+    case 403:
+      // Of the documents' pages: a path that leads out of them.
+      return plain('not-found', `nothing is at ${request.url.slice(0, 200)}`);
     case 404:
       return plain('not-found', error.message);
     case 413:

@@ -22,6 +22,7 @@ import {
 } from './limits.ts';
 import { notFound, Paths } from './method-not-allowed.ts';
 import { Metrics } from './metrics.ts';
+import { Problem } from './problems.ts';
 import { containerRoutes } from './routes/containers.ts';
 import { deviceRoutes } from './routes/devices.ts';
 import { dmaRoutes } from './routes/dma.ts';
@@ -103,7 +104,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
   await app.register(underPressure, {
     maxEventLoopDelay: MAX_EVENT_LOOP_DELAY_MS,
     maxHeapUsedBytes: getHeapStatistics().heap_size_limit * MAX_HEAP_SHARE,
-    retryAfter: RETRY_AFTER_S,
+    pressureHandler: refuseUnderPressure,
   });
   await registerDocs(app);
   await app.register(async (guarded) => {
@@ -128,6 +129,13 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
   });
   openProcessRoutes(app);
   return app;
+}
+
+/** After a window without any measurement the plug-in takes the delay for endless: nothing is known then. */
+async function refuseUnderPressure(_request: unknown, _reply: unknown, type: string, value?: number): Promise<void> {
+  if (value === Number.POSITIVE_INFINITY) return;
+  const detail = `the process has too much to do: ${type} is ${Math.round(value ?? 0)}`;
+  throw new Problem('unavailable', detail, {}, { 'retry-after': String(RETRY_AFTER_S) });
 }
 
 /** Everything in this scope wants `Authorization: Bearer <token>`; the comparison takes the same time for every guess. */

@@ -37,7 +37,7 @@ export function schemaCompiler(): FastifySchemaCompiler<TSchema> {
       check ??= ajv.first.compile(schema);
       if (check(data)) return { value: data };
       let errors = check.errors ?? [];
-      if (place !== 'body' || JSON.stringify(data).length <= ALL_VIOLATIONS_BYTES) {
+      if (place !== 'body' || isSmall(data)) {
         checkAll ??= ajv.all.compile(schema);
         checkAll(data);
         errors = checkAll.errors ?? errors;
@@ -45,6 +45,25 @@ export function schemaCompiler(): FastifySchemaCompiler<TSchema> {
       return { error: violationOf(errors, place) };
     };
   };
+}
+
+/** Whether a body is about ALL_VIOLATIONS_BYTES or less. Looks no further than that, and at any depth. */
+function isSmall(body: unknown): boolean {
+  let room = ALL_VIOLATIONS_BYTES;
+  const left = [body];
+  while (left.length > 0 && room >= 0) {
+    const value = left.pop();
+    room -= typeof value === 'string' ? value.length : 1;
+    if (typeof value !== 'object' || value === null) continue;
+    const items = Object.entries(value);
+    room -= items.length;
+    if (room < 0) break;
+    for (const [key, item] of items) {
+      room -= key.length;
+      left.push(item);
+    }
+  }
+  return room >= 0;
 }
 
 function violationOf(errors: ErrorObject[], place: Place): Error {

@@ -48,3 +48,5 @@ export const MAX_EAGER_PAGES = 4_194_304;
 export const MAX_PAGE_TABLES = 131_072;
 /** Places of 512 page frames about which a host knows anything (4 KiB each): 512 MiB. */
 export const MAX_PAGE_CHUNKS = 131_072;
+/** Ranges that one leak report shows: a few MB, and more than anybody reads. */
+export const MAX_SHOWN_LEAKS = 10_000;

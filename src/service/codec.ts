@@ -9,9 +9,9 @@ import type { Outcome, Value } from '../kernel/outcome.ts';
 /** Plain maps instead of cbor-x's own records: the bytes of a row can be read by any CBOR library. */
 const cbor = new Encoder({ useRecords: false, mapsAsObjects: true, copyBuffers: true, tagUint8Array: true });
 
-/** Bytes of a value; a field that is undefined is left out. */
+/** Bytes of a value in the form of asStored(). */
 export function encode(value: unknown): Uint8Array {
-  return cbor.encode(withoutUndefined(value));
+  return cbor.encode(asStored(value));
 }
 
 /** Throws where the bytes are not one whole CBOR value. */
@@ -35,29 +35,33 @@ export const encodeAnswer = ({ seq, outcome, operation, request_id, profile }: K
   encode({ seq, outcome, operation, request_id, profile });
 export const decodeAnswer = (bytes: Uint8Array): KeptAnswer => decode(bytes) as KeptAnswer;
 
-/** The same value; copied only as far as an undefined field has to be left out. */
-export function withoutUndefined<T>(value: T): T {
+/** UTF-8 has no half of a surrogate pair: in its place a reader finds U+FFFD. */
+const LONE_SURROGATE = /\p{Surrogate}/gu;
+
+/** The same value as it will be decoded: no field is undefined, all text is well-formed. Copied only as far as that changes it. */
+export function asStored<T>(value: T): T {
   return stripped(value) as T;
 }
 
 function stripped(value: unknown): unknown {
+  if (typeof value === 'string') return value.replace(LONE_SURROGATE, '\ufffd');
   if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return value;
-  if (Array.isArray(value)) return withoutUndefinedItems(value);
+  if (Array.isArray(value)) return strippedItems(value);
   if (value instanceof Map) {
     for (const [key, item] of value) {
       if (stripped(item) !== item) return new Map([...value].map(([k, v]) => [k, stripped(v)]));
-      if (stripped(key) !== key) throw new TypeError('a key of a Map has a field that is undefined');
+      if (stripped(key) !== key) throw new TypeError('a key of a Map is not as it would be stored');
     }
     return value;
   }
-  return withoutUndefinedFields(value as Record<string, unknown>);
+  return strippedFields(value as Record<string, unknown>);
 }
 
-function withoutUndefinedItems(items: unknown[]): unknown[] {
+function strippedItems(items: unknown[]): unknown[] {
   let copy: unknown[] | null = null;
   for (let i = 0; i < items.length; i++) {
     const item = items[i];
-    if (typeof item !== 'object') continue;
+    if (typeof item !== 'object' && typeof item !== 'string') continue;
     const kept = stripped(item);
     if (kept === item) continue;
     copy ??= items.slice();
@@ -66,7 +70,7 @@ function withoutUndefinedItems(items: unknown[]): unknown[] {
   return copy ?? items;
 }
 
-function withoutUndefinedFields(fields: Record<string, unknown>): Record<string, unknown> {
+function strippedFields(fields: Record<string, unknown>): Record<string, unknown> {
   let copy: Record<string, unknown> | null = null;
   for (const key of Object.keys(fields)) {
     const field = fields[key];

@@ -131,8 +131,9 @@ export class Delivery {
    * NoSuchObject: no such device. TooMany: more than MAX_LONG_POLLS_PER_DEVICE wait.
    */
   async poll(device: string, wait_ms: number, signal: AbortSignal): Promise<Notification[]> {
-    const end = this.around.clock.now() + Math.min(wait_ms, MAX_LONG_POLL_MS);
-    for (;;) {
+    const most = Math.min(wait_ms, MAX_LONG_POLL_MS);
+    const end = this.around.clock.now() + most;
+    for (let over = false; ; ) {
       if (this.closed !== null) throw this.closed;
       const { seq } = this.host;
       if (!this.host.vfio.devices.has(device)) {
@@ -140,12 +141,13 @@ export class Delivery {
         throw new NoSuchObject('device', device);
       }
       const found = this.unanswered(device);
-      const left = end - this.around.clock.now();
+      // Timers count on where the clock is set back.
+      const left = over ? 0 : Math.min(end - this.around.clock.now(), most);
       if (found.length > 0 || left <= 0 || signal.aborted) {
         await this.actor.committed(seq);
         return found;
       }
-      await this.untilTold(device, left, signal);
+      over = await this.untilTold(device, left, signal);
     }
   }
 
@@ -156,23 +158,27 @@ export class Delivery {
     return found;
   }
 
-  /** Resolves when a notification of the device was delivered, the time is over, or the client has gone. */
-  private untilTold(device: string, ms: number, signal: AbortSignal): Promise<void> {
+  /** Resolves when a notification of the device was delivered, the client has gone, or, with true, the time is over. */
+  private untilTold(device: string, ms: number, signal: AbortSignal): Promise<boolean> {
     const clients = this.waiting.get(device) ?? new Set();
     if (clients.size >= MAX_LONG_POLLS_PER_DEVICE)
       return Promise.reject(new TooMany(`clients waiting for notifications of '${device}'`, MAX_LONG_POLLS_PER_DEVICE));
     this.waiting.set(device, clients);
     return new Promise((resolve, reject) => {
+      let over = false;
       const tell = (error: Error | null): void => {
         cancel();
         signal.removeEventListener('abort', gone);
         clients.delete(tell);
         if (clients.size === 0 && this.waiting.get(device) === clients) this.waiting.delete(device);
-        if (error === null) resolve();
+        if (error === null) resolve(over);
         else reject(error);
       };
       const gone = (): void => tell(null);
-      const cancel = this.around.clock.after(ms, gone);
+      const cancel = this.around.clock.after(ms, () => {
+        over = true;
+        tell(null);
+      });
       signal.addEventListener('abort', gone, { once: true });
       clients.add(tell);
     });

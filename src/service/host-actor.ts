@@ -6,7 +6,7 @@ import type { Host } from '../kernel/host.ts';
 import type { Notification, Outcome } from '../kernel/outcome.ts';
 import { type Answer, answerOf, answersOf, type RequestContext } from './answer.ts';
 import type { Clock } from './clock.ts';
-import { digestOf, encodeAnswer, encodeCall, withoutUndefined } from './codec.ts';
+import { asStored, digestOf, encodeAnswer, encodeCall } from './codec.ts';
 import type { Committer } from './committer.ts';
 import { Delivery } from './delivery.ts';
 import { HostUnavailable } from './errors.ts';
@@ -110,8 +110,8 @@ export class HostActor {
     this.requireLive();
     this.around.committer.admit();
     const { request_id, notification, idempotency, respond_async } = context;
-    // What is executed now is what recovery will decode: a field that is undefined is not there in either.
-    const call: Call = withoutUndefined({ at: this.around.clock.now(), request_id, notification, command });
+    // What is executed now is what recovery will decode.
+    const call: Call = asStored({ at: this.around.clock.now(), request_id, notification, command });
     const { answer, durable } = this.execute(call, idempotency, respond_async);
     const { parked } = answer.outcome;
     if (parked === undefined || respond_async) {
@@ -126,7 +126,7 @@ export class HostActor {
   /** A command of the service itself (an answer to a notification, a timeout): never refused for want of room. */
   private async submitOwn(command: Command, request_id: string): Promise<void> {
     this.requireLive();
-    const call: Call = { at: this.around.clock.now(), request_id, notification: null, command };
+    const call: Call = asStored({ at: this.around.clock.now(), request_id, notification: null, command });
     await this.execute(call, null, true).durable;
   }
 

@@ -2,6 +2,7 @@
 
 import type { Command } from '../kernel/command.ts';
 import { decodeCall } from './codec.ts';
+import { JOURNAL_READ_ROWS, MAX_JOURNAL_PAGE_BYTES } from './limits.ts';
 import type { HostRow, JournalRow, Store } from './ports.ts';
 
 export interface JournalEntry {
@@ -31,17 +32,42 @@ function hideSecret(command: Command): void {
   if (delivery?.kind === 'webhook') delivery.secret = '(hidden)';
 }
 
-/** At most `limit` entries after `since`, and whether older ones in that span were dropped. `committed` is the newest seq. */
+/**
+ * At most `limit` entries after `since`, fewer where they are large, and whether older ones in that span were dropped. `committed` is
+ * the newest seq.
+ */
 export async function readJournal(
   store: Store,
-  { id, generation }: Readonly<HostRow>,
+  row: Readonly<HostRow>,
   committed: number,
   since: number,
   limit: number,
 ): Promise<{ items: JournalEntry[]; truncated: boolean }> {
-  const [oldest, rows] = await Promise.all([
-    store.oldestJournalSeq(id, generation),
-    store.journal(id, generation, since, limit),
-  ]);
+  const rows = await readPage(store, row, since, limit);
+  const oldest = rows[0]?.seq ?? (await store.oldestJournalSeq(row.id, row.generation));
   return { items: rows.map(entryOf), truncated: since + 1 < (oldest ?? committed + 1) };
+}
+
+/** Rows after `since` until there are `limit` of them or MAX_JOURNAL_PAGE_BYTES. */
+async function readPage(
+  store: Store,
+  { id, generation }: Readonly<HostRow>,
+  since: number,
+  limit: number,
+): Promise<JournalRow[]> {
+  const page: JournalRow[] = [];
+  for (let bytes = 0; page.length < limit && bytes < MAX_JOURNAL_PAGE_BYTES; ) {
+    const most = Math.min(JOURNAL_READ_ROWS, limit - page.length);
+    const rows = await store.journal(id, generation, page.at(-1)?.seq ?? since, most);
+    for (const row of rows) {
+      const last = page.at(-1);
+      // Rows between the two were dropped since the last read: the next page begins with them and says so.
+      if (last !== undefined && row.seq !== last.seq + 1) return page;
+      if (bytes >= MAX_JOURNAL_PAGE_BYTES) return page;
+      page.push(row);
+      bytes += row.call.byteLength;
+    }
+    if (rows.length < most) return page;
+  }
+  return page;
 }

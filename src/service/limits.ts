@@ -30,6 +30,10 @@ export const CHECKPOINT_BYTES = 32 * 1024 * 1024;
 export const CHECKPOINT_WRITE_BYTES = 1024 * 1024;
 /** Journal rows that are read at one time in recovery. */
 export const RECOVERY_READ_ROWS = 1000;
+/** Bytes of commands after which a page of the journal ends: as JSON they take some tenths of a second. */
+export const MAX_JOURNAL_PAGE_BYTES = 4 * 1024 * 1024;
+/** Journal rows that are read at one time for a page: each may have a page layout of 1 MiB. */
+export const JOURNAL_READ_ROWS = 64;
 /** Commands that stay in the journal behind a checkpoint unless JOURNAL_KEEP says otherwise. */
 export const DEFAULT_JOURNAL_KEEP = 1_000_000;
 /** Idempotency keys that a host keeps: the HTTP contract names the number. */

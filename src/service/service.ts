@@ -99,7 +99,7 @@ export class Service {
         if (slot === undefined) return { created: true, view: hostView((await this.birth(id, options)).actor.host) };
         const { row } = slot;
         if (row === null) throw new HostUnavailable(id, 'recovering');
-        if (!sameOptions(optionsFromText(row.options).created_with, options)) throw new HostExists(id);
+        if (!sameOptions(createdWith(row), options)) throw new HostExists(id);
         return { created: false, view: await this.view(slot) };
       }),
     );
@@ -110,9 +110,8 @@ export class Service {
     return this.request(async () => {
       const views: HostView[] = [];
       for (const id of [...this.slots.keys()].sort()) {
-        await this.lifecycles.ended(id);
-        const slot = this.slots.get(id);
-        if (slot !== undefined) views.push(await this.view(slot));
+        const view = await this.viewIfThere(id);
+        if (view !== null) views.push(view);
       }
       return views;
     });
@@ -140,8 +139,7 @@ export class Service {
       this.lifecycles.run(id, async () => {
         const slot = this.slotOf(id);
         const row = requireLoaded(slot);
-        const { created_with } = optionsFromText(row.options);
-        const reborn = this.prepare(id, created_with, row.created_at);
+        const reborn = this.prepare(id, createdWith(row), row.created_at);
         if (slot.state === 'running') slot.close(new HostUnavailable(id, 'recovering', `host '${id}' was reset`));
         await this.commitRow(id, reborn.row, true);
         return hostView(this.install(id, reborn).actor.host);
@@ -287,6 +285,20 @@ export class Service {
     return (await slot.actor.read(hostView)).value;
   }
 
+  /** Null where there is no such host any more. What ends it while it is looked at has it looked at again. */
+  private async viewIfThere(id: string): Promise<HostView | null> {
+    for (;;) {
+      await this.lifecycles.ended(id);
+      const slot = this.slots.get(id);
+      if (slot === undefined) return null;
+      try {
+        return await this.view(slot);
+      } catch (error) {
+        if (!this.lifecycles.has(id) && this.slots.get(id) === slot) throw error;
+      }
+    }
+  }
+
   private slotOf(id: string): RunningHost | NotLoaded {
     const slot = this.slots.get(id);
     if (slot === undefined) throw new NoSuchHost(id);
@@ -337,4 +349,13 @@ export class Service {
 function requireLoaded(slot: RunningHost | NotLoaded): Readonly<HostRow> {
   if (slot.state === 'recovering' || slot.row === null) throw new HostUnavailable(slot.row?.id ?? null, 'recovering');
   return slot.row;
+}
+
+/** What PUT made a host with. HostUnavailable: that can't be read, only DELETE is left. */
+function createdWith({ id, options }: Readonly<HostRow>): HostOptions {
+  try {
+    return optionsFromText(options).created_with;
+  } catch {
+    throw new HostUnavailable(id, 'quarantined');
+  }
 }

@@ -84,7 +84,16 @@ t.test('a body that is no JSON object is a 400', async (t) => {
   for (const raw of ['null', '[]', '7', '"text"', 'true'])
     t.equal((await client.ask('POST', url, undefined, { raw })).status, 400, raw);
   t.match(await client.ask('POST', url), { status: 400, body: { detail: /task is required.*iova is required/ } });
-  t.equal((await client.ask('POST', url, undefined, { raw: '['.repeat(100_000) })).status, 400, 'nested deeply');
+  t.equal(
+    (await client.ask('POST', url, undefined, { raw: '['.repeat(100_000) })).status,
+    400,
+    'nested and never closed',
+  );
+  for (const depth of [1000, 8000, 100_000]) {
+    const deep = '['.repeat(depth) + ']'.repeat(depth);
+    for (const raw of [deep, `{"iova":${deep}}`, `${'{"iova":'.repeat(depth)}1${'}'.repeat(depth)}`])
+      t.equal((await client.ask('POST', url, undefined, { raw })).status, 400, `nested ${depth} deep`);
+  }
 });
 
 t.test('parameters of path, query and header: what does not fit is a 400 that names it', async (t) => {

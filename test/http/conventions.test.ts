@@ -210,7 +210,9 @@ t.test('a method that a path does not have is 405 with Allow, and not 404', asyn
       t.match(body, { title: 'Method not allowed', instance: String });
     }
   }
-  for (const url of ['/', '/v1', '/v1/', '/v1/hosts/default/', '/v1/hosts/default/nothing', '/V1/hosts'])
+  const root = await client.ask('GET', '/');
+  t.match(root, { status: 302, headers: { location: '/docs' } });
+  for (const url of ['/v1', '/v1/', '/v1/hosts/default/', '/v1/hosts/default/nothing', '/V1/hosts'])
     t.equal((await client.ask('GET', url)).status, 404, url);
   t.match(await client.ask('HEAD', '/v1/hosts'), { status: 200, text: '' });
 });
@@ -292,6 +294,17 @@ t.test('metrics count what happened, with labels that clients can not invent', a
     new RegExp(`emulator_hosts ${((await client.ask('GET', '/v1/hosts')).body.items as unknown[]).length}\\b`),
   );
   t.notMatch(text, /nowhere|polls|numbers/);
+});
+
+t.test('requests that follow a long stop of the event loop are answered', async (t) => {
+  // The delay is measured in windows of a second: here each is one block, and has no measurement in it.
+  for (let i = 0; i < 4; i++) {
+    const end = Date.now() + 1100;
+    while (Date.now() < end);
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    t.equal((await client.ask('GET', '/v1/hosts')).status, 200);
+    t.equal((await client.ask('GET', '/healthz')).status, 200);
+  }
 });
 
 /** A store whose journal a broken disk or another hand has changed. */

@@ -94,6 +94,11 @@ t.test('the type of every problem leads to its entry in the catalogue', async (t
   t.ok(catalogue().some((entry) => entry.slug === slug));
 });
 
+t.test('a path that leads out of the pages is a 404', async (t) => {
+  for (const path of ['/index.html', '..%2f..%2fpackage.json', 'a%2f..%2f..%2fpackage.json', 'a%5c..%5cb'])
+    t.match(await client.ask('GET', `/docs/static/${path}`), { status: 404, body: { title: 'Not found' } }, path);
+});
+
 t.test('the pages work over plain http by address: nothing is upgraded to https', async (t) => {
   for (const page of ['/docs', '/docs/', '/docs/problems']) {
     const { headers, status } = await client.ask('GET', page);

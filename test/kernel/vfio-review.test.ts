@@ -2,13 +2,14 @@
 
 import t from 'tap';
 import type { NotifierSpec } from '../../src/kernel/command.ts';
-import { MAX_CONTAINERS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
+import { execute } from '../../src/kernel/execute.ts';
+import { MAX_CONTAINERS, MAX_PARKED_OPERATIONS, MAX_SHOWN_LEAKS } from '../../src/kernel/limits.ts';
 import type { Fields, Outcome } from '../../src/kernel/outcome.ts';
 import type { Iommu } from '../../src/kernel/vfio/iommu.ts';
 import { blocksOf } from '../../src/kernel/vfio/notifier-chain.ts';
 import { leaks } from '../../src/kernel/view/host.ts';
 import { viewGroup } from '../../src/kernel/view/vfio.ts';
-import { H, Machine, PAGE, RW, setup, V } from './machine.ts';
+import { H, Machine, PAGE, R, RW, setup, V } from './machine.ts';
 
 const errno = ({ refusal }: Outcome): string | undefined => refusal?.errno;
 const TOP = 2n ** 64n - PAGE;
@@ -348,4 +349,24 @@ t.test('calls that wait, of every kind and era', async (t) => {
     t.equal(m.dmesg('BUG').filter(({ text }) => text.includes('soft-lockup')).length, 1);
     t.equal(viewGroup(m.host, 'G1').container_users, 2);
   });
+});
+
+t.test('leaks: every reference is counted, and no more ranges are shown than MAX_SHOWN_LEAKS', async (t) => {
+  const m = setup();
+  m.run({ op: 'patch_task', task: 'T', rlimit_memlock: 'unlimited' });
+  m.map(0n, BigInt(2 * MAX_SHOWN_LEAKS + 2) * PAGE, RW, { vaddr: 0x20000000n });
+  const length = BigInt(2 * MAX_SHOWN_LEAKS + 2) * PAGE;
+  const backing = { kind: 'anon' as const };
+  m.run({ op: 'mmap', task: 'T', addr: 0x20000000n, length, prot: RW, backing, noreplace: false });
+  const every = Array.from({ length: MAX_SHOWN_LEAKS + 1 }, (_, i) => 2 * i);
+  for (let i = 0; i < every.length; i += 512) {
+    const user_pfn = every.slice(i, i + 512);
+    execute(m.host, m.call({ op: 'pin_pages', device: 'D1', user_pfn, npage: user_pfn.length, prot: R }));
+  }
+  const report = leaks(m.host);
+  t.match(report, { references: MAX_SHOWN_LEAKS + 1, truncated: true });
+  t.equal((report.items as unknown[]).length, MAX_SHOWN_LEAKS);
+  m.unpin([0n]);
+  t.equal(leaks(m.host).truncated, undefined);
+  m.check();
 });

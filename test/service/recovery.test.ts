@@ -7,8 +7,9 @@ import type { Host } from '../../src/kernel/host.ts';
 import { violations } from '../../src/kernel/invariants.ts';
 import { sections } from '../../src/kernel/snapshot.ts';
 import { encode } from '../../src/service/codec.ts';
+import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
 import { CHECKPOINT_WRITE_BYTES } from '../../src/service/limits.ts';
-import type { JournalRow, Section } from '../../src/service/ports.ts';
+import type { HostRow, JournalRow, Section } from '../../src/service/ports.ts';
 import { SEMANTICS_REVISION } from '../../src/service/revision.ts';
 import type { Service } from '../../src/service/service.ts';
 import { MemoryStore } from '../../src/store/memory-store.ts';
@@ -323,6 +324,71 @@ t.test('a quarantined host can be deleted; other hosts are served', async (t) =>
     ['other'],
   );
 });
+
+t.test(
+  'a host whose options are none, or of a profile that nobody knows, is quarantined: only DELETE is left',
+  async (t) => {
+    for (const [change, reason] of [
+      [() => '{', /the options can't be read/],
+      [() => 'null', /the options can't be read/],
+      [() => '{}', /the options can't be read/],
+      [(text: string) => text.replace('"ttl_s":null', '"ttl_s":"soon"'), /ttl_s/],
+      [(text: string) => text.replaceAll('5.15', '9.99'), /profile '9\.99'/],
+    ] as [(text: string) => string, RegExp][]) {
+      const store = await newStore();
+      const first = await startService(store);
+      await first.createHost('other', DEFAULT_HOST_OPTIONS);
+      await first.stop();
+      await store.open();
+      const [row] = await store.hosts();
+      const changed = { ...row, options: change(row?.options ?? '') } as HostRow;
+      await store.commit({ deleteHosts: [], upsertHosts: [changed], journal: [], idempotency: [] });
+      const service = await startService(store);
+      t.match(service.readiness().quarantined, [{ host: 'default', reason }], String(reason));
+      t.match(await service.hosts(), [{ id: 'default', state: 'quarantined' }, { id: 'other' }]);
+      for (const refused of [
+        () => service.createHost('default', { ...DEFAULT_HOST_OPTIONS, template: 'default' }),
+        () => service.resetHost('default'),
+        () => submit(service, map(0n)),
+      ])
+        await t.rejects(refused() as Promise<unknown>, { name: 'HostUnavailable', message: /quarantined/ });
+      await service.deleteHost('default');
+      t.match(await service.createHost('default', DEFAULT_HOST_OPTIONS), { created: true });
+      await service.stop();
+    }
+  },
+);
+
+t.test(
+  'text with a lone surrogate is executed as it will be read again, so that a restart finds the same outcome',
+  async (t) => {
+    const store = await newStore();
+    const first = await startService(store);
+    const make = (secret: string): Command => ({
+      op: 'put_device_in_container',
+      device: 'dx',
+      container: 'vfio0',
+      notifier: {
+        id: 'nx',
+        events: 1,
+        type: 0,
+        priority: 0,
+        delivery: { kind: 'webhook', url: 'http://127.0.0.1/', secret },
+      },
+    });
+    for (const length of [1, 100])
+      for (const unit of ['\ud800', '\ud801', '\udfff', '\ufffd']) await submit(first, make(unit.repeat(length)));
+    const before = await fingerprintOf(first);
+    // As a kill leaves it: no last checkpoint.
+    await store.close();
+    await first.stop().catch(() => {});
+    await store.open();
+    const second = await startService(store);
+    t.teardown(() => second.stop());
+    t.strictSame(second.readiness().quarantined, []);
+    t.strictSame(await fingerprintOf(second), before);
+  },
+);
 
 t.test('a checkpoint that is damaged, or of a later revision, quarantines the host', async (t) => {
   const damages: [(store: MemoryStore) => void, RegExp][] = [

@@ -1,10 +1,14 @@
 // Requests against the service: group commit, reads, idempotency keys, parked operations, hosts as a whole, the stop.
 
 import t from 'tap';
+import { MAX_PFN_RUNS } from '../../src/kernel/limits.ts';
+import { encode } from '../../src/service/codec.ts';
 import { Committer } from '../../src/service/committer.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
 import {
+  JOURNAL_READ_ROWS,
   MAX_HOSTS,
+  MAX_JOURNAL_PAGE_BYTES,
   MAX_LONG_POLL_MS,
   MAX_LONG_POLLS_PER_DEVICE,
   MAX_UNCOMMITTED_COMMANDS,
@@ -332,6 +336,41 @@ t.test('hosts are isolated from each other', async (t) => {
   t.equal((await service.read('default', ({ mm }) => mm.tasks.has('only-here'))).value, false);
 });
 
+t.test('the list of hosts does without one that ends while it is read', async (t) => {
+  const { service, store } = await bench(t);
+  await service.createHost('other', DEFAULT_HOST_OPTIONS);
+  const release = store.hold('commit');
+  const running = submit(service, put('t0'));
+  await settle();
+  const listing = service.hosts();
+  await settle();
+  const deleting = service.deleteHost('default');
+  await settle();
+  release();
+  await Promise.allSettled([running, deleting]);
+  t.strictSame(
+    (await listing).map(({ id }) => id),
+    ['other'],
+  );
+});
+
+t.test('the list of hosts shows one that is loaded again after a failed commit', async (t) => {
+  const { service, store } = await bench(t);
+  await service.createHost('other', DEFAULT_HOST_OPTIONS);
+  const release = store.hold('commit');
+  const running = submit(service, put('t0'));
+  await settle();
+  const listing = service.hosts();
+  await settle();
+  store.failAt = store.calls.length;
+  release();
+  await t.rejects(running, { name: 'HostUnavailable' });
+  t.match(await listing, [
+    { id: 'default', state: 'recovering' },
+    { id: 'other', state: 'alive' },
+  ]);
+});
+
 t.test('DELETE gives the leak report, ends who waits, and the id can be used again', async (t) => {
   const { service, memory } = await bench(t);
   for (const command of [notifier(), map(0n), pin(1, 2)]) await submit(service, command, { key: `k-${command.op}` });
@@ -486,6 +525,45 @@ t.test('the journal is paged, says what was dropped, and shows commands with the
   t.match(await service.journal('default', 10, 100), { items: [], truncated: false });
 });
 
+t.test('a page of the journal ends early where its commands are large, and the next one goes on there', async (t) => {
+  const { service } = await bench(t);
+  await submit(service, put('t1'));
+  const pfns: [number, number][] = Array.from({ length: MAX_PFN_RUNS }, (_, i) => [i * 513, 1]);
+  const backing = { kind: 'pages', pfns } as const;
+  const large = { op: 'mmap', task: 't1', addr: 0n, length: 1n, prot: 0, backing, noreplace: false } as const;
+  for (let i = 0; i < 20; i++) await submit(service, large);
+  const pages: number[][] = [];
+  for (let since = 0; ; ) {
+    const { items, truncated } = await service.journal('default', since, 1000);
+    t.equal(truncated, false);
+    const bytes = items.reduce((sum, { command }) => sum + encode(command).byteLength, 0);
+    t.ok(bytes < MAX_JOURNAL_PAGE_BYTES + encode(large).byteLength, `${items.length} entries with ${bytes} bytes`);
+    pages.push(items.map(({ n }) => n));
+    if (items.length === 0) break;
+    since = items.at(-1)?.n ?? 0;
+  }
+  t.ok(pages.length > 2);
+  t.strictSame(
+    pages.flat(),
+    Array.from({ length: 21 }, (_, i) => i + 1),
+  );
+});
+
+t.test('a page of the journal never passes over what is trimmed while it is read', async (t) => {
+  const b = await bench(t);
+  for (let i = 1; i <= 3 * JOURNAL_READ_ROWS; i++) await submit(b.service, put(`t${i}`));
+  const read = b.store.journal.bind(b.store);
+  b.store.journal = async (host, generation, since, limit) => {
+    if (since === JOURNAL_READ_ROWS) await b.memory.trim(host, generation, 2 * JOURNAL_READ_ROWS, 10, 10_000);
+    return read(host, generation, since, limit);
+  };
+  const { items } = await b.service.journal('default', 0, 1000);
+  t.equal(items.length, JOURNAL_READ_ROWS);
+  const next = await b.service.journal('default', JOURNAL_READ_ROWS, 1000);
+  t.match(next, { truncated: true, items: [{ n: 2 * JOURNAL_READ_ROWS + 1 }] });
+  t.equal(next.items.length, JOURNAL_READ_ROWS);
+});
+
 t.test('a stop lets running commits end, refuses what is new, leaves parked operations parked', async (t) => {
   const b = await bench(t);
   const { service, store, memory } = b;
@@ -514,6 +592,22 @@ t.test('a stop lets running commits end, refuses what is new, leaves parked oper
   const [row] = await memory.hosts();
   t.match(await memory.manifest('default', row?.generation ?? 0), { seq: 5 });
   t.equal(memory.projected('default')?.seq, 5);
+});
+
+t.test('a long poll ends after its time also where the clock is set back meanwhile', async (t) => {
+  const memory = new MemoryStore();
+  await memory.open();
+  const clock = new ManualClock();
+  const set = { back: 0 };
+  const wall = { now: () => clock.now() - set.back, after: clock.after.bind(clock) };
+  const service = await startService(memory, { clock: wall });
+  t.teardown(() => service.stop());
+  const polling = service.notifications('default', 'mdev0', 5_000, signal());
+  t.equal(await stateOf(polling), 'pending');
+  set.back = 3_600_000;
+  clock.advance(5_000);
+  t.equal(await stateOf(polling), 'resolved');
+  t.strictSame(await polling, []);
 });
 
 t.test(

@@ -90,7 +90,8 @@ const journal = describe({
   operationId: 'journal',
   tag: 'looking-in',
   summary: 'Journal',
-  description: 'The commands as accepted, with the digests of their outcomes: what a replay needs.',
+  description:
+    'The commands as accepted, with the digests of their outcomes: what a replay needs. A page may end before its `limit` where commands are large; only an empty page is the end.',
   does: 'read',
   params: host,
   query: SinceQuery,

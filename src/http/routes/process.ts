@@ -49,7 +49,8 @@ const metricsPage = describe({
 });
 
 export function openProcessRoutes(app: Api): void {
-  app.get('/healthz', { schema: health }, () => ({ status: 'ok' }));
+  // Also under pressure: whoever asks restarts a process that does not answer, and that would make it worse.
+  app.get('/healthz', { schema: health, config: { pressureHandler: async () => {} } }, () => ({ status: 'ok' }));
   app.get('/readyz', { schema: ready }, (_request, reply) => {
     const { ready, draining, quarantined } = app.service.readiness();
     reply.code(ready ? 200 : 503).send({ ready, draining, quarantined });

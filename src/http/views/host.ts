@@ -110,6 +110,7 @@ const Leak = object('Leak', {
 export const LeakFields = {
   items: Nullable(Type.Array(Leak), 'Per device and iova range; null where the host can not be looked into'),
   references: Nullable(Count('References'), 'References left in all'),
+  truncated: Type.Optional(Type.Literal(true, { description: 'There are more ranges than are shown' })),
 };
 export const Leaks = object('Leaks', LeakFields);
 

@@ -171,14 +171,27 @@ export function ledgerUnpin(iommu: Iommu, device: string, iova: number): void {
   if (leaves?.size === 0) iommu.ledger.delete(owner);
 }
 
+/** The leaves that hold pages of [start, start + npage): looked up one by one, or among all where those are fewer. */
+function* leavesIn({ leaves }: DeviceLedger, start: number, npage: number): Iterable<LedgerRun[]> {
+  const first = leafOf(start);
+  const last = leafOf(start + npage - 1);
+  if (last - first < leaves.size) {
+    for (let leaf = first; leaf <= last; leaf++) {
+      const runs = leaves.get(leaf);
+      if (runs !== undefined) yield runs;
+    }
+    return;
+  }
+  for (const [leaf, runs] of leaves) if (leaf >= first && leaf <= last) yield runs;
+}
+
 /** The runs of a device that overlap [start, start + npage), cut to it, ascending. */
 export function ledgerRuns(iommu: Iommu, device: string, start: number, npage: number): LedgerRun[] {
   const ledger = iommu.ledger.get(device);
   if (ledger === undefined) return [];
   const end = start + npage;
   const found: LedgerRun[] = [];
-  for (const [leaf, runs] of ledger.leaves) {
-    if (leaf < leafOf(start) || leaf > leafOf(end - 1)) continue;
+  for (const runs of leavesIn(ledger, start, npage)) {
     for (const run of runs) {
       const first = Math.max(run.iova, start);
       const last = Math.min(run.iova + run.npage, end);
@@ -201,8 +214,7 @@ function cutAt(runs: LedgerRun[], iova: number): void {
 export function ledgerNotified(iommu: Iommu, device: string, start: number, npage: number): void {
   const ledger = iommu.ledger.get(device);
   if (ledger === undefined) return;
-  for (const [leaf, runs] of ledger.leaves) {
-    if (leaf < leafOf(start) || leaf > leafOf(start + npage - 1)) continue;
+  for (const runs of leavesIn(ledger, start, npage)) {
     cutAt(runs, start);
     cutAt(runs, start + npage);
     for (const run of runs) if (run.iova >= start && run.iova < start + npage) run.notified = true;

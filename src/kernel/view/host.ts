@@ -3,12 +3,13 @@
 import type { Host } from '../host.ts';
 import { violations } from '../invariants.ts';
 import { addressOf, sizeOf } from '../lib/u64.ts';
+import { MAX_SHOWN_LEAKS } from '../limits.ts';
 import { getOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
 import { isGone } from '../vfio/container.ts';
 import { mappingsOf } from '../vfio/dma.ts';
 import { leftoverText } from '../vfio/iommu.ts';
-import { type LeakedMapping, type LedgerRun, ledgerRuns } from '../vfio/ledger.ts';
+import { type LedgerRun, ledgerRuns } from '../vfio/ledger.ts';
 import { type Listed, listed } from './page.ts';
 
 export function viewHost(host: Host): Fields {
@@ -70,34 +71,52 @@ const showRun = (run: LedgerRun, device: string, container: string): Fields => (
   notified: run.notified,
 });
 
-function showLeaked(leaked: LeakedMapping): Fields[] {
-  const warn = `WARNING: at vfio_remove_dma: ${leftoverText(leaked.container, leaked, leaked.pfns.length)}`;
-  return leaked.runs.map((run) => ({
-    ...showRun(run, run.device, leaked.container),
-    state: 'leaked',
-    leaked_seq: leaked.seq,
-    warn,
-  }));
+interface Leak {
+  run: LedgerRun;
+  device: string;
+  container: string;
+  state: 'pinned' | 'leaked';
+  leaked_seq: number | null;
+  warn: string;
+}
+
+const warnOf = (container: string, mapping: Parameters<typeof leftoverText>[1], count: number): string =>
+  `WARNING: at vfio_remove_dma: ${leftoverText(container, mapping, count)}`;
+
+/** Every run of references that is left: leaked ones first, then what is pinned, by container and mapping. */
+function* leaksOf(host: Host): Iterable<Leak> {
+  for (const mapping of host.vfio.leaked) {
+    const { container, runs, seq, pfns } = mapping;
+    const warn = warnOf(container, mapping, pfns.length);
+    for (const run of runs) yield { run, device: run.device, container, state: 'leaked', leaked_seq: seq, warn };
+  }
+  for (const { id: container, iommu } of host.vfio.containers.values()) {
+    if (iommu === null) continue;
+    for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
+      if (dma.pfn_list.root === 0) continue;
+      const warn = warnOf(container, dma, dma.pfn_list.count);
+      for (const device of iommu.ledger.keys())
+        for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
+          yield { run, device, container, state: 'pinned', leaked_seq: null, warn };
+    }
+  }
 }
 
 /**
  * References that are left, per device and iova range: `pinned` ones would leak if their mapping went away now, `leaked` ones
- * belong to a mapping that is gone and stay until the machine is reset.
+ * belong to a mapping that is gone and stay until the machine is reset. `references` counts all; of the ranges the first
+ * MAX_SHOWN_LEAKS are shown, and `truncated` says that there are more.
  */
 export function leaks(host: Host): Fields {
-  const items: Fields[] = host.vfio.leaked.flatMap(showLeaked);
-  for (const { id, iommu } of host.vfio.containers.values()) {
-    if (iommu === null) continue;
-    for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
-      if (dma.pfn_list.root === 0) continue;
-      const warn = `WARNING: at vfio_remove_dma: ${leftoverText(id, dma, dma.pfn_list.count)}`;
-      for (const device of iommu.ledger.keys())
-        for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
-          items.push({ ...showRun(run, device, id), state: 'pinned', leaked_seq: null, warn });
-    }
+  const items: Fields[] = [];
+  let references = 0;
+  let ranges = 0;
+  for (const { run, device, container, ...about } of leaksOf(host)) {
+    references += run.references * run.npage;
+    ranges++;
+    if (items.length < MAX_SHOWN_LEAKS) items.push({ ...showRun(run, device, container), ...about });
   }
-  const references = items.reduce((sum, item) => sum + (item.references as number) * (item.npage as number), 0);
-  return { items, references };
+  return { items, references, ...(ranges > items.length ? { truncated: true } : {}) };
 }
 
 /** GET /invariants. */
