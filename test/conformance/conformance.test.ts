@@ -3,6 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import t, { type Test } from 'tap';
 import { InProcess } from '../../src/cli/conformance/in-process.ts';
@@ -63,6 +64,16 @@ t.test('replay: all traces of 5.15 agree in process', async (t) => {
   t.notMatch(out, /DIFFERENCE/);
   t.match(out, /left out, not expressible, pin_pages with a null device pointer: 4\n/);
   t.match(out, /compared loosely: 240 places, 0 of them differ/);
+  t.equal(code, 0);
+});
+
+t.test('replay: all traces of 4.10, 5.15 and 6.18, with every feature, agree in process', async (t) => {
+  const files = ['4.10', '5.15-features', '6.18'].map((name) =>
+    fileURLToPath(new URL(`../data/type1/type1-${name}.jsonl.gz`, import.meta.url)),
+  );
+  const { code, out } = await run(...files, '--in-process', '--all');
+  t.match(out, /\n382 of 382 traces agree, \d+ operations compared$/);
+  t.notMatch(out, /DIFFERENCE/);
   t.equal(code, 0);
 });
 
