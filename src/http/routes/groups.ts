@@ -11,7 +11,15 @@ import { closed, Id, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.t
 import { Group } from '../views/vfio.ts';
 
 const group = { host: Path.host, group: Path.group };
-const example = { id: '26', kind: 'mdev', fd_open: true, container: 'vfio0', container_users: 2, devices: ['mdev0'], notifiers: [] };
+const example = {
+  id: '26',
+  kind: 'mdev',
+  fd_open: true,
+  container: 'vfio0',
+  container_users: 2,
+  devices: ['mdev0'],
+  notifiers: [],
+};
 
 const put = describe({
   operationId: 'put_group',
@@ -23,7 +31,12 @@ const put = describe({
   body: closed({ kind: Type.Optional(Names(['mdev'], 'Kind of its devices (default mdev)')) }),
   bodyExample: { kind: 'mdev' },
   success: [
-    { status: 201, description: 'Made', schema: ReplyOf({ id: Type.String() }), example: { ret: 0, id: '27', seq: 17 } },
+    {
+      status: 201,
+      description: 'Made',
+      schema: ReplyOf({ id: Type.String() }),
+      example: { ret: 0, id: '27', seq: 17 },
+    },
     { status: 200, description: 'Exists with the same body: nothing changed', example: { ret: 0, id: '27', seq: 18 } },
   ],
   refusals: ['ENOSPC'],
@@ -38,7 +51,14 @@ const list = describe({
   does: 'read',
   params: { host: Path.host },
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of groups', schema: PageOf(Group), example: { items: [example], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of groups',
+      schema: PageOf(Group),
+      example: { items: [example], next_cursor: null },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 

@@ -47,12 +47,20 @@ const unpin = describe({
   operationId: 'unpin_pages',
   tag: 'pins',
   summary: 'vfio_unpin_pages()',
-  description: 'Drops one reference for each entry and stops at the first page that is not mapped. What is mapped but not pinned counts as done.',
+  description:
+    'Drops one reference for each entry and stops at the first page that is not mapped. What is mapped but not pinned counts as done.',
   does: 'command',
   params: device,
   body: Type.Union([closed({ user_pfn, npage: entries }), closed({ iova, npage })]),
   bodyExample: { user_pfn: [16, 17] },
-  success: [{ status: 200, description: 'ret is the number of entries processed', schema: ReplyOf({}), example: { ret: 2, seq: 4 } }],
+  success: [
+    {
+      status: 200,
+      description: 'ret is the number of entries processed',
+      schema: ReplyOf({}),
+      example: { ret: 2, seq: 4 },
+    },
+  ],
   refusals: ['EINVAL', 'EFAULT', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "iova 0x10000 is not mapped in container 'vfio0'", at_index: 0 },
 });
@@ -69,7 +77,12 @@ export function pinRoutes(app: Api): void {
   app.post('/v1/hosts/:host/devices/:device/pin_pages', { schema: pin }, (request, reply) => {
     const { device } = request.params;
     const { prot } = request.body;
-    return submit(request, reply, { op: 'pin_pages', device, ...operandsOf(request.body), prot: mask(prot, { READ, WRITE }) });
+    return submit(request, reply, {
+      op: 'pin_pages',
+      device,
+      ...operandsOf(request.body),
+      prot: mask(prot, { READ, WRITE }),
+    });
   });
   app.post('/v1/hosts/:host/devices/:device/unpin_pages', { schema: unpin }, (request, reply) => {
     const { device } = request.params;
