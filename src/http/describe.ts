@@ -15,6 +15,7 @@ export const TAGS = {
   tasks: 'Tasks and their memory',
   pages: 'Host pages',
   operations: 'Operations that wait',
+  faults: 'Failures that the next call of an operation is to meet',
   'looking-in': 'Kernel log, trace, journal, invariants, leaks',
   hosts: 'Hosts: one emulated Linux machine each',
   process: 'The service itself',
@@ -77,16 +78,30 @@ const text = (pattern: string, maxLength: number, description: string) =>
   Type.Optional(Type.String({ pattern, minLength: 1, maxLength, description }));
 
 const REQUEST_ID = {
-  'x-request-id': text('^[A-Za-z0-9._~:/+=@-]+$', MAX_REQUEST_ID, 'Name of this request in log, journal, dmesg and problems; made when absent'),
+  'x-request-id': text(
+    '^[A-Za-z0-9._~:/+=@-]+$',
+    MAX_REQUEST_ID,
+    'Name of this request in log, journal, dmesg and problems; made when absent',
+  ),
 };
 const IN_HANDLER = {
-  'x-notification': text('^[A-Za-z0-9._-]+$', MAX_NOTIFICATION_ID, 'The call is made inside the handler of this notification'),
+  'x-notification': text(
+    '^[A-Za-z0-9._-]+$',
+    MAX_NOTIFICATION_ID,
+    'The call is made inside the handler of this notification',
+  ),
 };
 const IDEMPOTENCY = {
-  'idempotency-key': text('^[\\x21-\\x7e]+$', MAX_IDEMPOTENCY_KEY, 'A retry with the same key and body gets the first reply again'),
+  'idempotency-key': text(
+    '^[\\x21-\\x7e]+$',
+    MAX_IDEMPOTENCY_KEY,
+    'A retry with the same key and body gets the first reply again',
+  ),
 };
 const PREFER = {
-  prefer: Type.Optional(Type.String({ maxLength: 1024, description: '`respond-async`: answer 202 as soon as the operation waits' })),
+  prefer: Type.Optional(
+    Type.String({ maxLength: 1024, description: '`respond-async`: answer 202 as soon as the operation waits' }),
+  ),
 };
 
 /** Headers that an operation reads, in lower case as Node has them. Others are let through. */
@@ -98,7 +113,6 @@ export function headersOf(spec: AnySpec, isPost: boolean): TSchema {
     ...(spec.waits === true ? PREFER : {}),
   });
 }
-
 
 /** The schema of a route from the description of its operation. Types of params, query and body follow from it. */
 export function describe<

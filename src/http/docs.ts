@@ -26,6 +26,9 @@ export async function registerDocs(app: Api): Promise<void> {
 }
 
 function problemsPage(): string {
-  const rows = catalogue().map(({ slug, status, title }) => `<tr id="${slug}"><td>${status}</td><td><code>${slug}</code></td><td>${title}</td></tr>`);
+  const rows = catalogue().map(
+    ({ slug, status, title }) =>
+      `<tr id="${slug}"><td>${status}</td><td><code>${slug}</code></td><td>${title}</td></tr>`,
+  );
   return `<!doctype html><html lang="en"><meta charset="utf-8"><title>Problems</title><h1>Problems</h1><table><tr><th>Status</th><th>Type</th><th>Meaning</th></tr>${rows.join('')}</table></html>\n`;
 }

@@ -34,8 +34,10 @@ function answerTo(error: FrameworkError, request: FastifyRequest): Answered {
   if (error instanceof NoSuchHost) return plain('not-found', error.message);
   if (error instanceof HostExists) return plain('host-exists', error.message, { errno: 'EEXIST', ret: -17 });
   if (error instanceof IdempotencyMismatch) return plain('idempotency-mismatch', error.message);
-  if (error instanceof HostUnavailable) return plain('unavailable', error.message, { reason: error.reason }, retry(error.retry_after_s));
-  if (error instanceof TooMany) return plain('too-many', error.message, { limit: error.limit }, retry(error.retry_after_s));
+  if (error instanceof HostUnavailable)
+    return plain('unavailable', error.message, { reason: error.reason }, retry(error.retry_after_s));
+  if (error instanceof TooMany)
+    return plain('too-many', error.message, { limit: error.limit }, retry(error.retry_after_s));
   if (error instanceof Errno || error instanceof NoSuchObject)
     return { problem: refused(refusalOf(error).refusal, opOf(request), id, {}), headers: {} };
   return frameworkAnswer(error, plain, retry(RETRY_AFTER_S));
@@ -52,7 +54,10 @@ function frameworkAnswer(
 ): Answered {
   switch (error.statusCode) {
     case 400:
-      return plain(error instanceof SyntaxError || error.code === 'FST_ERR_CTP_INVALID_JSON_BODY' ? 'json' : 'request', error.message);
+      return plain(
+        error instanceof SyntaxError || error.code === 'FST_ERR_CTP_INVALID_JSON_BODY' ? 'json' : 'request',
+        error.message,
+      );
     case 401:
       return plain('unauthorized', error.message, {}, { 'www-authenticate': 'Bearer realm="vfio-mdev-emulator"' });
     case 404:

@@ -24,7 +24,9 @@ import { notFound, Paths } from './method-not-allowed.ts';
 import { Metrics } from './metrics.ts';
 import { containerRoutes } from './routes/containers.ts';
 import { deviceRoutes } from './routes/devices.ts';
+import { dirtyPagesRoutes } from './routes/dirty-pages.ts';
 import { dmaRoutes } from './routes/dma.ts';
+import { faultRoutes } from './routes/faults.ts';
 import { groupRoutes } from './routes/groups.ts';
 import { hostRoutes } from './routes/hosts.ts';
 import { lookingInRoutes } from './routes/looking-in.ts';
@@ -111,6 +113,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
     const api = guarded.withTypeProvider<TypeBoxTypeProvider>();
     for (const routes of [
       dmaRoutes,
+      dirtyPagesRoutes,
       pinRoutes,
       notifierRoutes,
       deviceRoutes,
@@ -120,6 +123,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
       memoryRoutes,
       pageRoutes,
       operationRoutes,
+      faultRoutes,
       lookingInRoutes,
       hostRoutes,
     ])

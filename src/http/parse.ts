@@ -1,7 +1,7 @@
 // From the wire's values to the kernel's: byte addresses, bit masks, integers, cursors. And back: bigint is printed as hex.
 
-import type { Fields, Value } from '../kernel/outcome.ts';
 import { hex } from '../kernel/lib/u64.ts';
+import type { Fields, Value } from '../kernel/outcome.ts';
 import { badField } from './problems.ts';
 
 /** A byte address or size that the schema has checked already. */

@@ -3,7 +3,13 @@
 import { ERRNO, type ErrnoName } from '../kernel/errno.ts';
 
 /** 409 and 410, 413 by name; every other errno of the kernel is 422. */
-const STATUS_OF_ERRNO: Partial<Record<ErrnoName, number>> = { EEXIST: 409, EBUSY: 409, EDEADLK: 409, EIO: 410, E2BIG: 413 };
+const STATUS_OF_ERRNO: Partial<Record<ErrnoName, number>> = {
+  EEXIST: 409,
+  EBUSY: 409,
+  EDEADLK: 409,
+  EIO: 410,
+  E2BIG: 413,
+};
 
 export const statusOfErrno = (errno: ErrnoName): number => STATUS_OF_ERRNO[errno] ?? 422;
 
@@ -84,12 +90,22 @@ export class Problem extends Error {
   }
 }
 
-export function problemOfCause(cause: Cause, detail: string, instance: string, extensions: Record<string, unknown> = {}): ProblemBody {
+export function problemOfCause(
+  cause: Cause,
+  detail: string,
+  instance: string,
+  extensions: Record<string, unknown> = {},
+): ProblemBody {
   const { status, title } = CAUSES[cause];
   return { type: typeOf(cause), title, status, detail, instance, ...extensions };
 }
 
-export function problemOfErrno(errno: ErrnoName, detail: string, instance: string, extensions: Record<string, unknown> = {}): ProblemBody {
+export function problemOfErrno(
+  errno: ErrnoName,
+  detail: string,
+  instance: string,
+  extensions: Record<string, unknown> = {},
+): ProblemBody {
   return {
     type: typeOf(errno.toLowerCase()),
     title: ERRNO_TITLES[errno],

@@ -1,13 +1,7 @@
 // The vocabulary of the wire: ids, byte addresses, counts, flags, pages of lists. Every message is built from these.
 
 import Type, { type TObject, type TProperties, type TSchema } from 'typebox';
-import {
-  DEFAULT_PAGE,
-  MAX_ADDRESS_DIGITS,
-  MAX_ARRAY,
-  MAX_CURSOR,
-  MAX_PAGE,
-} from './limits.ts';
+import { DEFAULT_PAGE, MAX_ADDRESS_DIGITS, MAX_ARRAY, MAX_CURSOR, MAX_PAGE } from './limits.ts';
 
 export const ID_PATTERN = '^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$';
 export const MAX_PFN = 2 ** 52 - 1;
@@ -27,8 +21,7 @@ export const U64 = (description: string) =>
   Type.String({ pattern: '^(0[xX][0-9a-fA-F]+|[0-9]+)$', maxLength: MAX_ADDRESS_DIGITS, format: 'u64', description });
 
 /** A byte address or size in a reply. */
-export const U64Out = (description: string) =>
-  Type.String({ pattern: '^0x(0|[1-9a-f][0-9a-f]{0,15})$', description });
+export const U64Out = (description: string) => Type.String({ pattern: '^0x(0|[1-9a-f][0-9a-f]{0,15})$', description });
 
 export const Int = (description: string, minimum = Number.MIN_SAFE_INTEGER, maximum = Number.MAX_SAFE_INTEGER) =>
   Type.Integer({ minimum, maximum, description });
@@ -53,12 +46,22 @@ export const Flags = <const N extends string>(names: readonly N[], description: 
     { description },
   );
 
+/** Bytes (RFC 4648 section 4). */
+export const Base64 = (description: string) =>
+  Type.String({
+    pattern: '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$',
+    contentEncoding: 'base64',
+    description,
+  });
+
 export const Nullable = <S extends TSchema>(schema: S, description: string) =>
   Type.Union([schema, Type.Null()], { description });
 
 /** Query of a paged list. */
 export const PageQuery = {
-  limit: Type.Optional(Type.Integer({ minimum: 1, maximum: MAX_PAGE, default: DEFAULT_PAGE, description: 'Items at most' })),
+  limit: Type.Optional(
+    Type.Integer({ minimum: 1, maximum: MAX_PAGE, default: DEFAULT_PAGE, description: 'Items at most' }),
+  ),
   cursor: Type.Optional(
     Type.String({ minLength: 1, maxLength: MAX_CURSOR, description: 'next_cursor of the page before' }),
   ),
@@ -66,7 +69,14 @@ export const PageQuery = {
 
 /** Query of a log: entries are numbered, `since` is exclusive. */
 export const SinceQuery = {
-  since: Type.Optional(Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER, default: 0, description: 'Only entries with a larger n' })),
+  since: Type.Optional(
+    Type.Integer({
+      minimum: 0,
+      maximum: Number.MAX_SAFE_INTEGER,
+      default: 0,
+      description: 'Only entries with a larger n',
+    }),
+  ),
   limit: PageQuery.limit,
 };
 
@@ -89,7 +99,9 @@ export const ReplyOf = <P extends TProperties>(fields: P, options: Record<string
       ret: Int('Return value of the emulated kernel'),
       ...fields,
       seq: Count("Position of the command in the host's journal"),
-      warnings: Type.Optional(Type.Array(Type.String(), { description: 'What the kernel would only have warned about' })),
+      warnings: Type.Optional(
+        Type.Array(Type.String(), { description: 'What the kernel would only have warned about' }),
+      ),
     },
     options,
   );
@@ -102,4 +114,5 @@ export const Path = {
   group: Id('VFIO group', '26'),
   device: Id('Mediated device', 'mdev0'),
   notifier: Id('Notifier', 'n0'),
+  fault: Id('Fault rule', 'f0'),
 };

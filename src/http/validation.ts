@@ -49,10 +49,14 @@ export function schemaCompiler(): FastifySchemaCompiler<TSchema> {
 
 function violationOf(errors: ErrorObject[], place: Place): Error {
   const kept = settleUnions(errors).slice(0, MAX_SHOWN_VIOLATIONS);
-  const isNumber = kept.some((error) => error.keyword === 'type' && error.parentSchema?.format === 'u64' && typeof error.data === 'number');
+  const isNumber = kept.some(
+    (error) => error.keyword === 'type' && error.parentSchema?.format === 'u64' && typeof error.data === 'number',
+  );
   return violation(
     kept.map((error) => fieldErrorOf(error, place)),
-    isNumber ? 'Byte addresses and sizes are strings, such as "0x1000" or "4096": a JSON number is exact only up to 2^53' : undefined,
+    isNumber
+      ? 'Byte addresses and sizes are strings, such as "0x1000" or "4096": a JSON number is exact only up to 2^53'
+      : undefined,
   );
 }
 
@@ -90,7 +94,14 @@ function meantBranch(branches: ErrorObject[][], union: ErrorObject): ErrorObject
   if (first === undefined) return [union];
   const typed = reasons.find((reason) => reason.parentSchema?.format === 'u64') ?? first;
   const messages = [...new Set(reasons.map((reason) => messageOf(reason).replace(/^must be /, '')))];
-  return [{ ...typed, schemaPath: union.schemaPath, message: `must be ${messages.join(' or ')}`, keyword: typed.keyword === 'type' ? 'type' : 'union' }];
+  return [
+    {
+      ...typed,
+      schemaPath: union.schemaPath,
+      message: `must be ${messages.join(' or ')}`,
+      keyword: typed.keyword === 'type' ? 'type' : 'union',
+    },
+  ];
 }
 
 /** How far a value is from a branch: other fields than the branch has count more than wrong values in its fields. */
@@ -101,18 +112,36 @@ function distance(branch: ErrorObject[], union: ErrorObject): number {
 }
 
 function fieldErrorOf(error: ErrorObject, place: Place): FieldError {
-  const steps = error.instancePath.split('/').slice(1).map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
+  const steps = error.instancePath
+    .split('/')
+    .slice(1)
+    .map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
   const below: unknown = error.params.missingProperty ?? error.params.additionalProperty;
   if (typeof below === 'string') steps.push(below.slice(0, 200));
-  const field: FieldError = { in: place, field: steps.join('/') || place, message: error.message === undefined || !error.schemaPath.endsWith('/anyOf') ? messageOf(error) : error.message };
+  const field: FieldError = {
+    in: place,
+    field: steps.join('/') || place,
+    message: error.message === undefined || !error.schemaPath.endsWith('/anyOf') ? messageOf(error) : error.message,
+  };
   const limit: unknown = error.keyword === 'format' ? `0x${U64_MAX.toString(16)}` : error.params.limit;
   if (typeof limit === 'number' || typeof limit === 'string') field.limit = limit;
-  const shown = ['number', 'boolean'].includes(typeof error.data) || error.data === null || (typeof error.data === 'string' && error.data.length <= 100);
+  const shown =
+    ['number', 'boolean'].includes(typeof error.data) ||
+    error.data === null ||
+    (typeof error.data === 'string' && error.data.length <= 100);
   if (shown && below === undefined && !field.field.endsWith('secret')) field.value = error.data;
   return field;
 }
 
-const ARTICLES: Record<string, string> = { integer: 'an integer', array: 'an array', object: 'an object', string: 'a string', boolean: 'true or false', null: 'null', number: 'a number' };
+const ARTICLES: Record<string, string> = {
+  integer: 'an integer',
+  array: 'an array',
+  object: 'an object',
+  string: 'a string',
+  boolean: 'true or false',
+  null: 'null',
+  number: 'a number',
+};
 
 function messageOf(error: ErrorObject): string {
   const { params, parentSchema } = error;
@@ -142,7 +171,9 @@ function messageOf(error: ErrorObject): string {
     case 'format':
       return 'must be at most 0xffffffffffffffff';
     case 'pattern':
-      return parentSchema?.format === 'u64' ? 'must be hexadecimal ("0x1000") or decimal ("4096")' : `must match ${params.pattern}`;
+      return parentSchema?.format === 'u64'
+        ? 'must be hexadecimal ("0x1000") or decimal ("4096")'
+        : `must match ${params.pattern}`;
     default:
       return error.message ?? 'is not valid';
   }

@@ -62,7 +62,16 @@ export class Client {
   }
 
   /** Asks an operation with the values of its own examples, on another host where one is given. */
-  example(operationId: string, changes: { host?: string; path?: Record<string, string>; body?: unknown; headers?: Record<string, string>; raw?: string } = {}): Promise<Reply> {
+  example(
+    operationId: string,
+    changes: {
+      host?: string;
+      path?: Record<string, string>;
+      body?: unknown;
+      headers?: Record<string, string>;
+      raw?: string;
+    } = {},
+  ): Promise<Reply> {
     const found = this.document.byId(operationId);
     const { method } = found;
     const body = changes.body ?? exampleBody(found);

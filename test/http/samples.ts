@@ -14,6 +14,7 @@ export interface Schema {
   const?: unknown;
   pattern?: string;
   format?: string;
+  contentEncoding?: string;
   minimum?: number;
   maximum?: number;
   minLength?: number;
@@ -36,7 +37,8 @@ export interface Sample {
 
 const ID = '^[a-zA-Z0-9]';
 
-function textFor({ format, pattern = '', minLength = 0 }: Schema): string {
+function textFor({ format, contentEncoding, pattern = '', minLength = 0 }: Schema): string {
+  if (contentEncoding === 'base64') return 'AQI=';
   if (format === 'u64') return '0x1000';
   if (pattern.startsWith('^https?')) return 'http://127.0.0.1:1/';
   return pattern.startsWith(ID) ? 'a1' : 'x'.repeat(Math.max(1, minLength));
@@ -81,7 +83,10 @@ function objectSamples(schema: Schema, path: Step[], here: Place): Sample[] {
   }));
   const count = Math.max(1, ...fields.map(({ samples }) => samples.length));
   return Array.from({ length: count }, (_, i) => {
-    const chosen = fields.map(({ name, samples }) => ({ name, sample: samples[Math.min(i, samples.length - 1)] as Sample }));
+    const chosen = fields.map(({ name, samples }) => ({
+      name,
+      sample: samples[Math.min(i, samples.length - 1)] as Sample,
+    }));
     return {
       value: Object.fromEntries(chosen.map(({ name, sample }) => [name, sample.value])),
       places: [here, ...chosen.flatMap(({ sample }) => sample.places)],
@@ -113,8 +118,20 @@ export function suspects({ minimum, maximum, maxItems, minItems, maxLength, item
   return found;
 }
 
-const IDS = ['qemu', 'vfio0', '26', 'mdev0', 'n0', 't1', 'vfio1', '27', 'mdev1'];
-const EDGES = ['0', '0x0', '0x1000', '0x2000', '0x10000', '0x7f0000000000', '0x7f0000001000', '0x800', '0x8000000000000000', '0xfffffffffffff000', '0xffffffffffffffff'];
+const IDS = ['qemu', 'vfio0', '26', 'mdev0', 'n0', 't1', 'vfio1', '27', 'mdev1', 'f0'];
+const EDGES = [
+  '0',
+  '0x0',
+  '0x1000',
+  '0x2000',
+  '0x10000',
+  '0x7f0000000000',
+  '0x7f0000001000',
+  '0x800',
+  '0x8000000000000000',
+  '0xfffffffffffff000',
+  '0xffffffffffffffff',
+];
 
 /** Random values of a schema, mostly about things that exist. */
 export function arbitraryOf(schema: Schema): fc.Arbitrary<unknown> {
@@ -123,13 +140,21 @@ export function arbitraryOf(schema: Schema): fc.Arbitrary<unknown> {
   if (schema.enum !== undefined) return fc.constantFrom(...schema.enum);
   switch (schema.type) {
     case 'string':
-      if (schema.format === 'u64') return fc.oneof(fc.constantFrom(...EDGES), fc.bigInt(0n, 2n ** 64n - 1n).map(String));
+      if (schema.format === 'u64')
+        return fc.oneof(fc.constantFrom(...EDGES), fc.bigInt(0n, 2n ** 64n - 1n).map(String));
+      if (schema.contentEncoding === 'base64')
+        return fc.uint8Array({ maxLength: 9 }).map((bytes) => Buffer.from(bytes).toString('base64'));
       if (schema.pattern?.startsWith(ID)) return fc.constantFrom(...IDS);
-      return schema.pattern?.startsWith('^https?') ? fc.constant('http://127.0.0.1:1/') : fc.string({ minLength: 1, maxLength: 8 });
+      return schema.pattern?.startsWith('^https?')
+        ? fc.constant('http://127.0.0.1:1/')
+        : fc.string({ minLength: 1, maxLength: 8 });
     case 'integer': {
       const { minimum = 0, maximum = 100 } = schema;
       const small = [0, 1, 2, 16, 17, 512, 513, -1].filter((n) => n >= minimum && n <= maximum);
-      return fc.oneof(fc.constantFrom(minimum, maximum, ...small), fc.integer({ min: Math.max(minimum, -9), max: Math.min(maximum, 600) }));
+      return fc.oneof(
+        fc.constantFrom(minimum, maximum, ...small),
+        fc.integer({ min: Math.max(minimum, -9), max: Math.min(maximum, 600) }),
+      );
     }
     case 'boolean':
       return fc.boolean();

@@ -64,8 +64,12 @@ export class Document {
 
   operationOf(method: string, url: string): Operation | undefined {
     const path = url.split('?', 1)[0] ?? '';
-    const matching = this.matchers.filter(({ pattern, found }) => found.method === method.toLowerCase() && pattern.test(path));
-    return matching.sort((a, b) => b.found.path.replace(/\{[^}]+\}/g, '').length - a.found.path.replace(/\{[^}]+\}/g, '').length)[0]?.found;
+    const matching = this.matchers.filter(
+      ({ pattern, found }) => found.method === method.toLowerCase() && pattern.test(path),
+    );
+    return matching.sort(
+      (a, b) => b.found.path.replace(/\{[^}]+\}/g, '').length - a.found.path.replace(/\{[^}]+\}/g, '').length,
+    )[0]?.found;
   }
 
   byId(operationId: string): Operation {
@@ -91,7 +95,8 @@ export class Document {
     if (described === undefined) return `${operation.operationId}: status ${status} is not documented`;
     const type = contentType.split(';', 1)[0] ?? '';
     const content = this.resolve(described).content ?? {};
-    if (content[type] === undefined) return `${operation.operationId} ${status}: content type ${type} is not documented`;
+    if (content[type] === undefined)
+      return `${operation.operationId} ${status}: content type ${type} is not documented`;
     const place =
       described.$ref === undefined
         ? `#/paths/${escapeStep(path)}/${method}/responses/${status}/content/${escapeStep(type)}/schema`
@@ -103,7 +108,9 @@ export class Document {
 
   /** What is wrong with a request body; null where it fits. */
   bodyViolation({ path, method, operation }: Operation, body: unknown): string | null {
-    const check = this.validatorAt(`#/paths/${escapeStep(path)}/${method}/requestBody/content/application~1json/schema`);
+    const check = this.validatorAt(
+      `#/paths/${escapeStep(path)}/${method}/requestBody/content/application~1json/schema`,
+    );
     return check(body) ? null : `${operation.operationId} body: ${this.ajv.errorsText(check.errors)}`;
   }
 

@@ -16,7 +16,16 @@ const IOMMU_TYPES = { TYPE1: 1, TYPE1v2: 3 };
 const INFO_ARGSZ = 4096;
 
 const container = { host: Path.host, container: Path.container };
-const example = { id: 'vfio0', fd_open: true, iommu_type: 'TYPE1v2', dma_avail: 65535, groups: ['26'], notifiers: [], dead: null };
+const example = {
+  id: 'vfio0',
+  fd_open: true,
+  iommu_type: 'TYPE1v2',
+  dma_avail: 65535,
+  groups: ['26'],
+  notifiers: [],
+  dirty_page_tracking: false,
+  dead: null,
+};
 
 const put = describe({
   operationId: 'put_container',
@@ -28,7 +37,12 @@ const put = describe({
   body: closed({}),
   bodyExample: {},
   success: [
-    { status: 201, description: 'Open', schema: ReplyOf({ id: Type.String() }), example: { ret: 0, id: 'vfio1', seq: 13 } },
+    {
+      status: 201,
+      description: 'Open',
+      schema: ReplyOf({ id: Type.String() }),
+      example: { ret: 0, id: 'vfio1', seq: 13 },
+    },
     { status: 200, description: 'Open already: nothing changed', example: { ret: 0, id: 'vfio1', seq: 14 } },
   ],
   refusals: ['EBADF', 'ENOSPC', 'EIO'],
@@ -43,7 +57,14 @@ const list = describe({
   does: 'read',
   params: { host: Path.host },
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of containers', schema: PageOf(Container), example: { items: [example], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of containers',
+      schema: PageOf(Container),
+      example: { items: [example], next_cursor: null },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -62,10 +83,20 @@ const info = describe({
   operationId: 'get_info',
   tag: 'containers',
   summary: 'VFIO_IOMMU_GET_INFO',
-  description: 'The struct with its own field names. Where `argsz` does not cover the capabilities, the reply says what would.',
+  description:
+    "The struct with its own field names. The capability chain is the profile's: 1 iova ranges, if groups bound them; 2 migration; 3 entries that are left. Where `argsz` does not cover it, the reply says what would.",
   does: 'read',
   params: container,
-  query: { argsz: Type.Optional(Type.Integer({ minimum: 0, maximum: UINT_MAX, default: INFO_ARGSZ, description: 'Bytes that the caller has room for' })) },
+  query: {
+    argsz: Type.Optional(
+      Type.Integer({
+        minimum: 0,
+        maximum: UINT_MAX,
+        default: INFO_ARGSZ,
+        description: 'Bytes that the caller has room for',
+      }),
+    ),
+  },
   success: [
     {
       status: 200,
@@ -77,8 +108,16 @@ const info = describe({
         iova_pgsizes: '0xfffffffffffff000',
         cap_offset: 24,
         caps: [
-          { id: 2, version: 1, name: 'MIGRATION', flags: 0, pgsize_bitmap: '0x1000', max_dirty_bitmap_size: '0x10000000' },
+          {
+            id: 2,
+            version: 1,
+            name: 'MIGRATION',
+            flags: 0,
+            pgsize_bitmap: '0x1000',
+            max_dirty_bitmap_size: '0x10000000',
+          },
           { id: 3, version: 1, name: 'DMA_AVAIL', avail: 65535 },
+          { id: 1, version: 1, name: 'IOVA_RANGE', iova_ranges: [{ start: '0x0', end: '0xfedfffff' }] },
         ],
       },
     },
@@ -93,8 +132,23 @@ const extension = describe({
   summary: 'VFIO_CHECK_EXTENSION',
   description: 'ret is 1 for what the back end supports, 0 for what it does not.',
   does: 'read',
-  params: { ...container, extension: Type.Integer({ minimum: Number.MIN_SAFE_INTEGER, maximum: Number.MAX_SAFE_INTEGER, description: 'Extension number', examples: [3] }) },
-  success: [{ status: 200, description: 'Whether it is supported', schema: closed({ ret: Int('0 or 1') }), example: { ret: 1 } }],
+  params: {
+    ...container,
+    extension: Type.Integer({
+      minimum: Number.MIN_SAFE_INTEGER,
+      maximum: Number.MAX_SAFE_INTEGER,
+      description: 'Extension number',
+      examples: [3],
+    }),
+  },
+  success: [
+    {
+      status: 200,
+      description: 'Whether it is supported',
+      schema: closed({ ret: Int('0 or 1') }),
+      example: { ret: 1 },
+    },
+  ],
   refusals: ['EINVAL', 'EBADF'],
   refusalExample: { errno: 'EINVAL', detail: "container 'vfio1' has no iommu", hint: 'attach a group, then SET_IOMMU' },
 });
@@ -103,11 +157,14 @@ const setIommu = describe({
   operationId: 'set_iommu',
   tag: 'containers',
   summary: 'VFIO_SET_IOMMU',
-  description: 'Chooses the back end of a container that has a group. There is no way back but removing the last group.',
+  description:
+    'Chooses the back end of a container that has a group. There is no way back but removing the last group.',
   does: 'command',
   params: container,
   body: closed({
-    type: Type.Union([Names(['TYPE1', 'TYPE1v2'], 'By name'), Int('By number')], { description: 'TYPE1 (1), TYPE1v2 (3), or any number' }),
+    type: Type.Union([Names(['TYPE1', 'TYPE1v2'], 'By name'), Int('By number')], {
+      description: 'TYPE1 (1), TYPE1v2 (3), or any number',
+    }),
     task: Type.Optional(Id('Caller', 'qemu')),
   }),
   bodyExample: { type: 'TYPE1v2' },
@@ -123,7 +180,13 @@ const close = describe({
   description: 'The iommu object lives on until the last group leaves; until then the id answers EBADF.',
   does: 'command',
   params: container,
-  body: closed({}),
+  body: closed({
+    notify_only: Type.Optional(
+      Type.Boolean({
+        description: 'The back end is told of the close, and ioctls are taken all the same (default false)',
+      }),
+    ),
+  }),
   bodyExample: {},
   success: [{ status: 200, description: 'Closed', schema: ReplyOf({}), example: { ret: 0, seq: 16 } }],
   refusals: ['EBADF', 'EIO'],
@@ -160,6 +223,10 @@ export function containerRoutes(app: Api): void {
     });
   });
   app.post(`${one}/close`, { schema: close }, (request, reply) =>
-    submit(request, reply, { op: 'close_container', container: request.params.container }),
+    submit(request, reply, {
+      op: 'close_container',
+      container: request.params.container,
+      ...(request.body.notify_only === true ? { notify_only: true } : {}),
+    }),
   );
 }

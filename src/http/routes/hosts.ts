@@ -5,7 +5,8 @@ import { PROFILE_NAMES } from '../../kernel/profile.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../service/host-options.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
-import { DEFAULT_PAGE, MAX_TIMEOUT_MS, MAX_TTL_S } from '../limits.ts';
+import { FIX_NAMES, fixesText } from '../fixes.ts';
+import { DEFAULT_PAGE, MAX_FIXES, MAX_TIMEOUT_MS, MAX_TTL_S } from '../limits.ts';
 import { decodeCursor, printedFields } from '../parse.ts';
 import { pageOf, submit } from '../reply.ts';
 import { closed, Int, MAX_PFN, Names, Nullable, PageOf, PageQuery, Path, ReplyOf, UINT_MAX } from '../schema.ts';
@@ -15,7 +16,9 @@ const host = { host: Path.host };
 const changeable = {
   dma_entry_limit: Type.Optional(Int('Module parameter of type1, for iommu objects made from now on', 0, UINT_MAX)),
   notifier_timeout_ms: Type.Optional(Int('Time that a poll or webhook handler has', 1, MAX_TIMEOUT_MS)),
-  ttl_s: Type.Optional(Nullable(Int('Seconds', 1, MAX_TTL_S), 'An untouched host is deleted after this time; null: never')),
+  ttl_s: Type.Optional(
+    Nullable(Int('Seconds', 1, MAX_TTL_S), 'An untouched host is deleted after this time; null: never'),
+  ),
 };
 const options = { ...DEFAULT_HOST_OPTIONS, fixes: [] };
 const example = {
@@ -26,7 +29,17 @@ const example = {
   seq: 0,
   state: 'alive',
   dead: null,
-  counters: { tasks: 0, containers: 0, groups: 0, devices: 0, notifiers: 0, mappings: 0, pinned_records: 0, pinned_pages: 0, operations_waiting: 0 },
+  counters: {
+    tasks: 0,
+    containers: 0,
+    groups: 0,
+    devices: 0,
+    notifiers: 0,
+    mappings: 0,
+    pinned_records: 0,
+    pinned_pages: 0,
+    operations_waiting: 0,
+  },
   quarantined: null,
 };
 
@@ -34,14 +47,23 @@ const put = describe({
   operationId: 'put_host',
   tag: 'hosts',
   summary: 'Make a host',
-  description: 'Template `default`: task qemu (4 GiB at 0x7f0000000000), container vfio0, group 26 and open device mdev0, nothing mapped.',
+  description: `Template \`default\`: task qemu (4 GiB at 0x7f0000000000), container vfio0, group 26 and open device mdev0, nothing mapped.
+
+The profile is the kernel that the host behaves as, its known defects included. Each of \`fixes\` takes one of them away:
+
+${fixesText()}`,
   does: 'host',
   params: host,
   body: closed({
     profile: Type.Optional(Names(PROFILE_NAMES, 'Kernel to behave as')),
     template: Type.Optional(Names(['empty', 'default'], 'What it contains')),
     total_pages: Type.Optional(Int('Host pages', 1, MAX_PFN)),
-    fixes: Type.Optional(Type.Array(Type.String(), { maxItems: 0, description: 'Fixes on top of the profile: this release knows none' })),
+    fixes: Type.Optional(
+      Type.Array(Names(FIX_NAMES, 'Fix'), {
+        maxItems: MAX_FIXES,
+        description: 'Known defects of the profile to be without, in any order',
+      }),
+    ),
     ...changeable,
   }),
   bodyExample: { profile: '5.15', template: 'default' },
@@ -56,13 +78,20 @@ const put = describe({
 const patch = describe({
   operationId: 'patch_host',
   tag: 'hosts',
-  summary: 'Change a host\'s settings',
+  summary: "Change a host's settings",
   description: 'dma_entry_limit holds for iommu objects made after the change, as the module parameter does.',
   does: 'command',
   params: host,
   body: closed(changeable),
   bodyExample: { notifier_timeout_ms: 2000 },
-  success: [{ status: 200, description: 'Changed', schema: ReplyOf(HostOptionsFields), example: { ret: 0, ...options, notifier_timeout_ms: 2000, seq: 1 } }],
+  success: [
+    {
+      status: 200,
+      description: 'Changed',
+      schema: ReplyOf(HostOptionsFields),
+      example: { ret: 0, ...options, notifier_timeout_ms: 2000, seq: 1 },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -73,7 +102,14 @@ const list = describe({
   description: 'All hosts, by id.',
   does: 'read',
   query: PageQuery,
-  success: [{ status: 200, description: 'One page of hosts', schema: PageOf(HostView), example: { items: [example], next_cursor: null } }],
+  success: [
+    {
+      status: 200,
+      description: 'One page of hosts',
+      schema: PageOf(HostView),
+      example: { items: [example], next_cursor: null },
+    },
+  ],
 });
 
 const get = describe({
@@ -94,7 +130,14 @@ const remove = describe({
   description: 'Answers with the leak report: what its drivers left pinned.',
   does: 'host',
   params: host,
-  success: [{ status: 200, description: 'Deleted', schema: closed({ ret: Int('0'), ...LeakFields }), example: { ret: 0, items: [], references: 0 } }],
+  success: [
+    {
+      status: 200,
+      description: 'Deleted',
+      schema: closed({ ret: Int('0'), ...LeakFields }),
+      example: { ret: 0, items: [], references: 0 },
+    },
+  ],
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
@@ -114,7 +157,9 @@ const reset = describe({
 export function hostRoutes(app: Api): void {
   const one = '/v1/hosts/:host';
   app.put(one, { schema: put }, async (request, reply) => {
-    const { created, view } = await app.service.createHost(request.params.host, { ...options, ...request.body });
+    const { fixes = [], ...body } = request.body;
+    const asked = { ...options, ...body, fixes: [...new Set(fixes)].sort() };
+    const { created, view } = await app.service.createHost(request.params.host, asked);
     reply.code(created ? 201 : 200);
     return { ret: 0, ...printedFields(view) };
   });
@@ -124,6 +169,12 @@ export function hostRoutes(app: Api): void {
     return pageOf(await app.service.hosts(), decodeCursor(cursor, 'string'), limit);
   });
   app.get(one, { schema: get }, async (request) => printedFields(await app.service.host(request.params.host)));
-  app.delete(one, { schema: remove }, async (request) => ({ ret: 0, ...printedFields(await app.service.deleteHost(request.params.host)) }));
-  app.post(`${one}/reset`, { schema: reset }, async (request) => ({ ret: 0, ...printedFields(await app.service.resetHost(request.params.host)) }));
+  app.delete(one, { schema: remove }, async (request) => ({
+    ret: 0,
+    ...printedFields(await app.service.deleteHost(request.params.host)),
+  }));
+  app.post(`${one}/reset`, { schema: reset }, async (request) => ({
+    ret: 0,
+    ...printedFields(await app.service.resetHost(request.params.host)),
+  }));
 }

@@ -20,7 +20,7 @@ const pin = describe({
   tag: 'pins',
   summary: 'vfio_pin_pages()',
   description:
-    'Pins guest pages through a device: all of them or none. Profiles before 6.0 take `user_pfn`; `iova` and `npage` are the form of 6.0 and later. A pin that meets an invalid vaddr waits for it.',
+    'Pins guest pages through a device: all of them or none. Profiles before 6.0 take `user_pfn`; `iova` and `npage` are the form of 6.0 and later. A pin that meets an invalid vaddr waits for it, or is refused, as the profile does.',
   does: 'command',
   waits: true,
   params: device,
@@ -34,7 +34,20 @@ const pin = describe({
       example: { ret: 2, phys_pfn: [1048576, 1048577], seq: 3 },
     },
   ],
-  refusals: ['EINVAL', 'EPERM', 'EFAULT', 'ENOMEM', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EBUSY', 'EIO'],
+  refusals: [
+    'EINVAL',
+    'EPERM',
+    'EFAULT',
+    'ENOMEM',
+    'EINTR',
+    'EOVERFLOW',
+    'E2BIG',
+    'EACCES',
+    'ENODEV',
+    'EOPNOTSUPP',
+    'EBUSY',
+    'EIO',
+  ],
   refusalExample: {
     errno: 'EINVAL',
     detail: "container 'vfio0' has no notifier registered",
@@ -47,12 +60,20 @@ const unpin = describe({
   operationId: 'unpin_pages',
   tag: 'pins',
   summary: 'vfio_unpin_pages()',
-  description: 'Drops one reference for each entry and stops at the first page that is not mapped. What is mapped but not pinned counts as done.',
+  description:
+    'Drops one reference for each entry and stops at the first page that is not mapped. What is mapped but not pinned counts as done. From 6.0 on ret is 0, and what went wrong is a WARN, named in `warnings`.',
   does: 'command',
   params: device,
   body: Type.Union([closed({ user_pfn, npage: entries }), closed({ iova, npage })]),
   bodyExample: { user_pfn: [16, 17] },
-  success: [{ status: 200, description: 'ret is the number of entries processed', schema: ReplyOf({}), example: { ret: 2, seq: 4 } }],
+  success: [
+    {
+      status: 200,
+      description: 'ret is the number of entries processed',
+      schema: ReplyOf({}),
+      example: { ret: 2, seq: 4 },
+    },
+  ],
   refusals: ['EINVAL', 'EFAULT', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "iova 0x10000 is not mapped in container 'vfio0'", at_index: 0 },
 });
@@ -69,7 +90,12 @@ export function pinRoutes(app: Api): void {
   app.post('/v1/hosts/:host/devices/:device/pin_pages', { schema: pin }, (request, reply) => {
     const { device } = request.params;
     const { prot } = request.body;
-    return submit(request, reply, { op: 'pin_pages', device, ...operandsOf(request.body), prot: mask(prot, { READ, WRITE }) });
+    return submit(request, reply, {
+      op: 'pin_pages',
+      device,
+      ...operandsOf(request.body),
+      prot: mask(prot, { READ, WRITE }),
+    });
   });
   app.post('/v1/hosts/:host/devices/:device/unpin_pages', { schema: unpin }, (request, reply) => {
     const { device } = request.params;

@@ -4,7 +4,7 @@ import Type from 'typebox';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
 import type { Metrics } from '../metrics.ts';
-import { closed, Count } from '../schema.ts';
+import { Count, closed } from '../schema.ts';
 
 const health = describe({
   operationId: 'healthz',
@@ -12,16 +12,25 @@ const health = describe({
   summary: 'Is the process there',
   description: 'Answers as long as the process can answer at all. Works without a token.',
   does: 'process',
-  success: [{ status: 200, description: 'It is', schema: closed({ status: Type.Literal('ok') }), example: { status: 'ok' } }],
+  success: [
+    { status: 200, description: 'It is', schema: closed({ status: Type.Literal('ok') }), example: { status: 'ok' } },
+  ],
 });
 
 const Readiness = closed(
   {
     ready: Type.Boolean({ description: 'Whether it accepts work' }),
     draining: Type.Boolean({ description: 'Whether it is stopping' }),
-    quarantined: Type.Array(closed({ host: Type.String(), reason: Type.String(), revision: Count('Semantics revision that wrote the journal') }), {
-      description: 'Hosts whose journal does not match: 503 on their paths',
-    }),
+    quarantined: Type.Array(
+      closed({
+        host: Type.String(),
+        reason: Type.String(),
+        revision: Count('Semantics revision that wrote the journal'),
+      }),
+      {
+        description: 'Hosts whose journal does not match: 503 on their paths',
+      },
+    ),
   },
   { title: 'Readiness' },
 );
@@ -33,8 +42,18 @@ const ready = describe({
   description: '200 also with quarantined hosts: they are listed. Works without a token.',
   does: 'process',
   success: [
-    { status: 200, description: 'It does', schema: Readiness, example: { ready: true, draining: false, quarantined: [] } },
-    { status: 503, description: 'Not yet, or not any more', schema: Readiness, example: { ready: false, draining: true, quarantined: [] } },
+    {
+      status: 200,
+      description: 'It does',
+      schema: Readiness,
+      example: { ready: true, draining: false, quarantined: [] },
+    },
+    {
+      status: 503,
+      description: 'Not yet, or not any more',
+      schema: Readiness,
+      example: { ready: false, draining: true, quarantined: [] },
+    },
   ],
 });
 
@@ -44,7 +63,15 @@ const metricsPage = describe({
   summary: 'Prometheus metrics',
   description: 'Requests, latencies, commands, commits, and the numbers of the process.',
   does: 'process',
-  success: [{ status: 200, description: 'Text exposition format', contentType: 'text/plain', schema: Type.String(), example: 'emulator_commands_total{op="map_dma",errno=""} 1\n' }],
+  success: [
+    {
+      status: 200,
+      description: 'Text exposition format',
+      contentType: 'text/plain',
+      schema: Type.String(),
+      example: 'emulator_commands_total{op="map_dma",errno=""} 1\n',
+    },
+  ],
   alsoStatuses: [401],
 });
 
