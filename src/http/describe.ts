@@ -15,6 +15,7 @@ export const TAGS = {
   tasks: 'Tasks and their memory',
   pages: 'Host pages',
   operations: 'Operations that wait',
+  faults: 'Failures that the next call of an operation is to meet',
   'looking-in': 'Kernel log, trace, journal, invariants, leaks',
   hosts: 'Hosts: one emulated Linux machine each',
   process: 'The service itself',

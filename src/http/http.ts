@@ -25,7 +25,9 @@ import { Metrics } from './metrics.ts';
 import { Problem } from './problems.ts';
 import { containerRoutes } from './routes/containers.ts';
 import { deviceRoutes } from './routes/devices.ts';
+import { dirtyPagesRoutes } from './routes/dirty-pages.ts';
 import { dmaRoutes } from './routes/dma.ts';
+import { faultRoutes } from './routes/faults.ts';
 import { groupRoutes } from './routes/groups.ts';
 import { hostRoutes } from './routes/hosts.ts';
 import { lookingInRoutes } from './routes/looking-in.ts';
@@ -112,6 +114,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
     const api = guarded.withTypeProvider<TypeBoxTypeProvider>();
     for (const routes of [
       dmaRoutes,
+      dirtyPagesRoutes,
       pinRoutes,
       notifierRoutes,
       deviceRoutes,
@@ -121,6 +124,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
       memoryRoutes,
       pageRoutes,
       operationRoutes,
+      faultRoutes,
       lookingInRoutes,
       hostRoutes,
     ])

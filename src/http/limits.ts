@@ -4,6 +4,10 @@
 export const BODY_LIMIT = 1024 * 1024;
 /** Entries of one array in a body: far above the kernel's 512, so that the kernel answers E2BIG itself. */
 export const MAX_ARRAY = 65536;
+/** Ranges in one body: above the kernel's bound, so that it answers E2BIG itself. */
+export const MAX_RANGES = 1024;
+/** Fixes that one host names: more than there are, so that naming one twice is no error. */
+export const MAX_FIXES = 64;
 /** Digits of a byte address: 64 bits have 20, leading zeros are harmless. */
 export const MAX_ADDRESS_DIGITS = 66;
 /** Items of one page of a list. */

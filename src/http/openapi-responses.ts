@@ -38,6 +38,7 @@ const PROBLEM: JsonObject = {
     },
     notifications: { type: 'integer', minimum: 0, description: 'Handler calls before a refused unmap ended' },
     events_left: { type: 'integer', description: 'The events word after a refused registration' },
+    data: { ...str, contentEncoding: 'base64', description: 'What a refused dma_rw has read before it stopped' },
     errors: {
       type: 'array',
       description: 'What does not fit the schema',

@@ -46,6 +46,14 @@ export const Flags = <const N extends string>(names: readonly N[], description: 
     { description },
   );
 
+/** Bytes (RFC 4648 section 4). */
+export const Base64 = (description: string) =>
+  Type.String({
+    pattern: '^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$',
+    contentEncoding: 'base64',
+    description,
+  });
+
 export const Nullable = <S extends TSchema>(schema: S, description: string) =>
   Type.Union([schema, Type.Null()], { description });
 
@@ -106,4 +114,5 @@ export const Path = {
   group: Id('VFIO group', '26'),
   device: Id('Mediated device', 'mdev0'),
   notifier: Id('Notifier', 'n0'),
+  fault: Id('Fault rule', 'f0'),
 };

@@ -14,6 +14,7 @@ export interface Schema {
   const?: unknown;
   pattern?: string;
   format?: string;
+  contentEncoding?: string;
   minimum?: number;
   maximum?: number;
   minLength?: number;
@@ -36,7 +37,8 @@ export interface Sample {
 
 const ID = '^[a-zA-Z0-9]';
 
-function textFor({ format, pattern = '', minLength = 0 }: Schema): string {
+function textFor({ format, contentEncoding, pattern = '', minLength = 0 }: Schema): string {
+  if (contentEncoding === 'base64') return 'AQI=';
   if (format === 'u64') return '0x1000';
   if (pattern.startsWith('^https?')) return 'http://127.0.0.1:1/';
   return pattern.startsWith(ID) ? 'a1' : 'x'.repeat(Math.max(1, minLength));
@@ -116,7 +118,7 @@ export function suspects({ minimum, maximum, maxItems, minItems, maxLength, item
   return found;
 }
 
-const IDS = ['qemu', 'vfio0', '26', 'mdev0', 'n0', 't1', 'vfio1', '27', 'mdev1'];
+const IDS = ['qemu', 'vfio0', '26', 'mdev0', 'n0', 't1', 'vfio1', '27', 'mdev1', 'f0'];
 const EDGES = [
   '0',
   '0x0',
@@ -140,6 +142,8 @@ export function arbitraryOf(schema: Schema): fc.Arbitrary<unknown> {
     case 'string':
       if (schema.format === 'u64')
         return fc.oneof(fc.constantFrom(...EDGES), fc.bigInt(0n, 2n ** 64n - 1n).map(String));
+      if (schema.contentEncoding === 'base64')
+        return fc.uint8Array({ maxLength: 9 }).map((bytes) => Buffer.from(bytes).toString('base64'));
       if (schema.pattern?.startsWith(ID)) return fc.constantFrom(...IDS);
       return schema.pattern?.startsWith('^https?')
         ? fc.constant('http://127.0.0.1:1/')

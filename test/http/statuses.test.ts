@@ -2,7 +2,8 @@
 
 import t from 'tap';
 import { BODY_LIMIT } from '../../src/http/limits.ts';
-import { MAX_DECLARED_PAGES, MAX_GROUPS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
+import { MAX_DECLARED_PAGES, MAX_FAULTS, MAX_GROUPS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
+import { PROFILE_NAMES } from '../../src/kernel/profile.ts';
 import { Client, exampleBody, type Reply, startApp } from './client.ts';
 import type { Operation } from './validate-response.ts';
 
@@ -26,6 +27,7 @@ const POLL = { id: 'n0', events: ['DMA_UNMAP'], delivery: { kind: 'poll' } };
 const IGNORE = { ...POLL, delivery: { kind: 'builtin', behavior: 'ignore' } };
 const MAP = { task: 'qemu', iova: '0x0', vaddr: '0x7f0000000000', size: '0x10000000', flags: ['READ', 'WRITE'] };
 const PIN = { user_pfn: [16, 17], prot: ['READ', 'WRITE'] };
+const READ = { iova: '0x1000', length: '0x4' };
 const UNMAP = { iova: '0x0', size: '0x10000000' };
 
 /** Sends requests that must succeed, one after the other. */
@@ -201,6 +203,8 @@ t.test('2xx: every success, with the values of its example', async (t) => {
     ['list_notifications', 200],
     ['unmap_dma', 200],
     ['map_dma', 200],
+    ['dirty_pages', 200],
+    ['dma_rw', 200],
     ['unregister_notifier', 200],
     ['register_notifier', 201],
     ['list_devices', 200],
@@ -226,6 +230,14 @@ t.test('2xx: every success, with the values of its example', async (t) => {
     ['get_task', 200],
     ['patch_task', 200],
     ['mmap', 200],
+    ['put_page_contents', 201],
+    ['put_page_contents', 200],
+    ['get_page_contents', 200],
+    ['put_fault', 201],
+    ['put_fault', 200],
+    ['list_faults', 200],
+    ['get_fault', 200],
+    ['delete_fault', 200],
     ['mprotect', 200],
     ['munmap', 200],
     ['adjust_locked_vm', 200],
@@ -286,7 +298,30 @@ t.test('202: what waits answers at once where the client prefers it, with its op
   ]);
   const pin = await client.ask('POST', `${sleeping.at}/devices/mdev0/pin_pages`, PIN, { headers });
   t.match(pin, { status: 202, body: { kind: 'pin_pages', state: 'blocked' } });
+  const read = await client.ask('POST', `${sleeping.at}/devices/mdev0/dma_rw`, READ, { headers });
+  t.match(read, { status: 202, body: { kind: 'dma_rw', state: 'blocked' } });
+  await prepare(sleeping.at, ['PUT', '/groups/40', { kind: 'iommu' }]);
+  const attach = await client.ask(
+    'POST',
+    `${sleeping.at}/groups/40/set_container`,
+    { container: 'vfio0' },
+    { headers },
+  );
+  t.match(attach, { status: 202, body: { kind: 'set_container', state: 'blocked', blocked_on: 'vaddr:vfio0' } });
+  const again = await client.ask('POST', `${sleeping.at}/groups/40/set_container`, { container: 'vfio0' }, { headers });
+  t.match(again, { status: 409, body: { errno: 'EBUSY' } });
+  const kill = await client.ask('POST', `${attach.headers.location}/kill`, {});
+  t.match(kill, { status: 200, body: { ret: 0, id: attach.body.id } });
+  t.match((await client.ask('GET', String(attach.headers.location))).body, {
+    state: 'done',
+    problem: { errno: 'EFAULT', status: 422, op: 'set_container' },
+  });
+  t.match(await client.ask('POST', `${attach.headers.location}/kill`, {}), { status: 422, body: { errno: 'EINVAL' } });
   await prepare(sleeping.at, ['POST', '/containers/vfio0/map_dma', { ...MAP, flags: ['VADDR'] }]);
+  t.match((await client.ask('GET', String(read.headers.location))).body, {
+    state: 'done',
+    result: { data: 'AAAAAA==' },
+  });
   const done = await client.ask('GET', String(pin.headers.location));
   t.match(done.body, { state: 'done', result: { ret: 2, phys_pfn: [Number, Number] } });
 });
@@ -366,6 +401,50 @@ const CASES: Case[] = [
   { operationId: 'check_extension', status: 422, errno: 'EBADF', before: [closedContainer] },
   { operationId: 'set_iommu', status: 422, errno: 'EINVAL' },
   { operationId: 'close_container', status: 422, errno: 'EBADF', before: [closedContainer] },
+  {
+    operationId: 'put_group',
+    status: 409,
+    errno: 'EEXIST',
+    path: { group: '26' },
+    body: { kind: 'iommu' },
+  },
+  {
+    operationId: 'put_group',
+    status: 413,
+    errno: 'E2BIG',
+    path: { group: '40' },
+    body: { kind: 'iommu', reserved: new Array(65).fill({ start: '0', last: '0xfff' }) },
+  },
+  {
+    operationId: 'put_group',
+    status: 422,
+    errno: 'EINVAL',
+    path: { group: '40' },
+    body: { kind: 'iommu', aperture: { start: '0x1000', last: '0xfff' } },
+  },
+  { operationId: 'dirty_pages', status: 422, errno: 'EINVAL', body: { op: 3 } },
+  {
+    operationId: 'dirty_pages',
+    status: 422,
+    errno: 'EINVAL',
+    body: { op: 'get', iova: '0', size: '0x1000', pgsize: '0x1000' },
+  },
+  {
+    operationId: 'dirty_pages',
+    status: 413,
+    errno: 'E2BIG',
+    before: [['POST', '/containers/vfio0/dirty_pages', { op: 'start' }]],
+    body: { op: 'get', iova: '0', size: '0x1000', pgsize: '0x1000', bitmap_size: '0x10000000' },
+  },
+  { operationId: 'dma_rw', status: 413, errno: 'E2BIG', body: { iova: '0', length: '0xffffffffffffffff' } },
+  { operationId: 'dma_rw', status: 422, errno: 'EINVAL', body: { iova: '0x5000', write: true, data: 'AQI=' } },
+  { operationId: 'put_fault', status: 422, errno: 'EINVAL', body: { point: 'charge', call: 'map_dma', nth: 0 } },
+  {
+    operationId: 'put_page_contents',
+    status: 409,
+    errno: 'EBUSY',
+    before: [mapped, ['POST', '/devices/mdev0/dma_rw', { iova: '0x1000', write: true, data: 'AQI=' }]],
+  },
   { operationId: 'open_group', status: 409, errno: 'EBUSY' },
   { operationId: 'close_group', status: 422, errno: 'EBADF', before: [['POST', '/groups/26/close', {}]] },
   { operationId: 'set_container', status: 422, errno: 'EINVAL' },
@@ -466,6 +545,16 @@ t.test('422: the bounds of an emulated machine', async (t) => {
     body: { errno: 'ENOSPC' },
   });
 
+  const faults = Array.from({ length: MAX_FAULTS }, (_, i) =>
+    app.service.submit(
+      crowded.host,
+      { op: 'put_fault', fault: `x${i}`, point: 'charge', call: 'map_dma', nth: 1 },
+      context,
+    ),
+  );
+  await Promise.all(faults);
+  t.match(await client.example('put_fault', { host: crowded.host }), { status: 422, body: { errno: 'ENOSPC' } });
+
   // A million PUTs would do the same.
   await app.service.read(crowded.host, ({ mm }) => {
     mm.pages.declared = MAX_DECLARED_PAGES;
@@ -481,6 +570,167 @@ t.test('409 of a pin that would have to wait where MAX_PARKED_OPERATIONS wait', 
     client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN, { headers: { prefer: 'respond-async' } });
   for (let waiting = 0; waiting < MAX_PARKED_OPERATIONS; waiting++) t.equal((await pin()).status, 202);
   t.match(await pin(), { status: 409, body: { errno: 'EBUSY', phys_pfn: [0, 0] } });
+  const read = await client.ask('POST', `${at}/devices/mdev0/dma_rw`, READ);
+  t.match(read, { status: 409, body: { errno: 'EBUSY', data: '' } });
+});
+
+t.test('409 of the dma_unmap op: a second one, and what would deadlock with a walk over the devices', async (t) => {
+  const { at } = await machine({ profile: '6.18', notifier_timeout_ms: 600_000 });
+  const op = { events: ['DMA_UNMAP'], delivery: { kind: 'poll' } };
+  await prepare(
+    at,
+    mapped,
+    ['POST', '/devices/mdev0/notifiers', { ...op, id: 'n0' }],
+    ['POST', '/devices/mdev0/pin_pages', { iova: '0x1000', npage: 1, prot: ['READ'] }],
+    ['PUT', '/devices/mdev1', { container: 'vfio0', notifier: { ...op, id: 'n1' } }],
+    ['PUT', '/devices/mdev2', { group: 'mdev1' }],
+    ['POST', '/devices/mdev2/notifiers', { ...op, id: 'n2' }],
+    ['PUT', '/devices/mdev3', { group: 'mdev1', dma_unmap: false }],
+  );
+  t.match(await client.ask('POST', `${at}/devices/mdev0/notifiers`, { ...op, id: 'n3' }), {
+    status: 409,
+    body: { errno: 'EEXIST' },
+  });
+  t.match(await client.ask('POST', `${at}/devices/mdev3/notifiers`, op), {
+    status: 422,
+    body: { errno: 'EOPNOTSUPP' },
+  });
+  for (const older of [{ type: 'GROUP' }, { priority: 1 }])
+    t.match(await client.ask('POST', `${at}/devices/mdev2/notifiers`, { ...op, ...older }), {
+      status: 422,
+      body: { errno: 'EOPNOTSUPP' },
+    });
+  t.match(await client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN), {
+    status: 422,
+    body: { errno: 'EOPNOTSUPP' },
+  });
+  const wrong = await client.ask('POST', `${at}/devices/mdev0/unpin_pages`, { iova: '0x1000', npage: 0 });
+  t.match(wrong, { status: 200, body: { ret: 0, warnings: ['unpin-bad-count'] } });
+  const unmap = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, UNMAP, {
+    headers: { prefer: 'respond-async' },
+  });
+  t.equal(unmap.status, 202);
+  for (const call of ['devices/mdev2/open', 'devices/mdev0/close'])
+    t.match(await client.ask('POST', `${at}/${call}`, {}), { status: 409, body: { errno: 'EDEADLK', hint: /dmesg/ } });
+});
+
+t.test('every profile: the first mapping, what the container says of itself, and a pin in its form', async (t) => {
+  const capabilities: Record<string, number[]> = { '4.10': [], '5.4': [], '5.8': [2], '5.15': [2, 3], '6.18': [2, 3] };
+  t.same(Object.keys(capabilities).sort(), [...PROFILE_NAMES].sort());
+  for (const profile of PROFILE_NAMES) {
+    const { at } = await machine({ profile });
+    await prepare(at, mapped, listening({ ...POLL, delivery: { kind: 'builtin', behavior: 'unpin_all' } }));
+    const info = await client.ask('GET', `${at}/containers/vfio0/info`);
+    t.same(
+      (info.body.caps as { id: number }[]).map(({ id }) => id),
+      capabilities[profile],
+      profile,
+    );
+    const forms = [PIN, { iova: '0x10000', npage: 2, prot: 3 }];
+    const [own, other] = profile === '6.18' ? forms.reverse() : forms;
+    const pin = await client.ask('POST', `${at}/devices/mdev0/pin_pages`, own);
+    t.match(pin, { status: 200, body: { ret: 2, phys_pfn: [Number, Number] } }, profile);
+    t.match(await client.ask('POST', `${at}/devices/mdev0/pin_pages`, other), {
+      status: 422,
+      body: { errno: 'EOPNOTSUPP', profile, hint: /.+/ },
+    });
+    const log = await client.ask('POST', `${at}/containers/vfio0/dirty_pages`, { op: 'start' });
+    if (['4.10', '5.4'].includes(profile)) t.match(log, { status: 422, body: { errno: 'ENOTTY' } }, profile);
+    else t.equal(log.status, 200, profile);
+    const read = await client.ask('POST', `${at}/devices/mdev0/dma_rw`, READ);
+    if (['4.10', '5.4'].includes(profile)) t.match(read, { status: 422, body: { errno: 'EOPNOTSUPP' } }, profile);
+    else t.match(read, { status: 200, body: { data: 'AAAAAA==' } }, profile);
+    const unmap = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, UNMAP);
+    t.match(unmap, { status: 200, body: { size: UNMAP.size, notifications: 1 } }, profile);
+  }
+});
+
+t.test('exit of a first thread alone', async (t) => {
+  const { at } = await machine();
+  await prepare(
+    at,
+    ['PUT', '/tasks/worker', { thread_of: 'qemu', rlimit_memlock: '0x40000000' }],
+    ['POST', '/tasks/qemu/exit', { thread_only: true }],
+  );
+  t.match((await client.ask('GET', `${at}/tasks/qemu`)).body, { alive: false, mm: null });
+  t.match((await client.ask('GET', `${at}/tasks/worker`)).body, { alive: true, mm: String });
+});
+
+t.test('a host without a known defect of its profile', async (t) => {
+  const made = await client.ask('PUT', '/v1/hosts/fixed', {
+    profile: '4.10',
+    fixes: ['zero_page_reference', 'end_of_space', 'end_of_space'],
+  });
+  t.match(made, { status: 201, body: { profile: '4.10', fixes: ['end_of_space', 'zero_page_reference'] } });
+  const again = { profile: '4.10', fixes: ['end_of_space', 'zero_page_reference'] };
+  t.equal((await client.ask('PUT', '/v1/hosts/fixed', again)).status, 200, 'their order means nothing');
+  t.equal((await client.ask('PUT', '/v1/hosts/fixed', { profile: '4.10' })).status, 409);
+  t.match(await client.ask('PUT', '/v1/hosts/other', { fixes: ['no_such_fix'] }), {
+    status: 400,
+    body: { errors: [{ field: 'fixes/0', message: /zero_page_reference/ }] },
+  });
+});
+
+t.test('a fault rule lets the next call fail and is gone', async (t) => {
+  const { at } = await machine();
+  const rule = { point: 'record_alloc', call: 'pin_pages', nth: 2 };
+  await prepare(at, mapped, listening(POLL), ['PUT', '/faults/f0', rule]);
+  t.match((await client.ask('GET', `${at}/faults`)).body, { items: [{ id: 'f0', ...rule }], next_cursor: null });
+  const pin = await client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN);
+  t.match(pin, { status: 422, body: { errno: 'ENOMEM', at_index: 1 } });
+  t.equal((await client.ask('GET', `${at}/faults/f0`)).status, 404);
+  t.equal((await client.ask('DELETE', `${at}/faults/f0`)).status, 404);
+  t.match(await client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN), { status: 200, body: { ret: 2 } });
+});
+
+t.test('dirty log, bytes behind iovas, and what an iommu group bounds', async (t) => {
+  const { at } = await machine();
+  await prepare(at, mapped, listening(POLL), ['POST', '/containers/vfio0/dirty_pages', { op: 'start' }]);
+  t.match((await client.ask('GET', `${at}/containers/vfio0`)).body, { dirty_page_tracking: true });
+  const write = { iova: '0x2ffe', write: true, data: Buffer.from([1, 2, 3, 4]).toString('base64') };
+  t.match((await client.ask('POST', `${at}/devices/mdev0/dma_rw`, write)).body, { ret: 0, data: undefined });
+  const read = await client.ask('POST', `${at}/devices/mdev0/dma_rw`, { iova: '0x3000', length: '2', task: 'qemu' });
+  t.equal(read.body.data, Buffer.from([3, 4]).toString('base64'));
+  const range = { iova: '0x0', size: '0x10000000', pgsize: '0x1000' };
+  const log = await client.ask('POST', `${at}/containers/vfio0/dirty_pages`, { op: 'get', ...range });
+  const bitmap = Buffer.from(String(log.body.bitmap), 'base64');
+  t.equal(bitmap.length, 0x10000 / 8, 'as long as the range needs');
+  t.equal(bitmap.readBigUInt64LE(0), 0b1100n);
+  await prepare(at, pinned);
+  const unmap = { ...UNMAP, flags: ['GET_DIRTY_BITMAP'], bitmap: { pgsize: '0x1000', size: '0x2000' } };
+  await prepare(at, ['POST', '/devices/mdev0/unpin_pages', { user_pfn: PIN.user_pfn }]);
+  const unmapped = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, unmap);
+  t.match(unmapped.body, { ret: 0, size: '0x10000000' });
+  t.equal(
+    Buffer.from(String(unmapped.body.bitmap), 'base64').readBigUInt64LE(0),
+    0b11n << 16n,
+    'what was pinned since',
+  );
+
+  const group = {
+    kind: 'iommu',
+    reserved: [{ start: '0x4000', last: '0x4fff' }],
+    aperture: { start: '0', last: '65535' },
+  };
+  await prepare(at, ['PUT', '/groups/40', group], ['POST', '/groups/40/set_container', { container: 'vfio0' }]);
+  t.match((await client.ask('GET', `${at}/groups/40`)).body, {
+    kind: 'iommu',
+    reserved: [{ start: '0x4000', last: '0x4fff' }],
+    aperture: { start: '0x0', last: '0xffff' },
+  });
+  const ranges = [
+    { start: '0x0', end: '0x3fff' },
+    { start: '0x5000', end: '0xffff' },
+  ];
+  t.match((await client.ask('GET', `${at}/containers/vfio0/info`)).body, {
+    caps: [{ id: 2 }, { id: 3 }, { id: 1, name: 'IOVA_RANGE', iova_ranges: ranges }],
+  });
+  t.match(await client.ask('POST', `${at}/containers/vfio0/map_dma`, MAP), { status: 422, body: { errno: 'EINVAL' } });
+  await prepare(at, ['POST', '/containers/vfio0/map_dma', { ...MAP, size: '0x4000' }]);
+  t.match((await client.ask('GET', `${at}/containers/vfio0/mappings`)).body, {
+    items: [{ iommu_mapped: true, npinned: 0 }],
+  });
+  t.match((await client.ask('GET', `${at}/tasks/qemu`)).body, { locked_vm: 4 });
 });
 
 t.test('409 of hosts: the same id with other options', async (t) => {

@@ -5,11 +5,11 @@ import type { Command, HostOptions } from '../../kernel/command.ts';
 import { profileWith } from '../../kernel/profile.ts';
 import type { Question } from './commands.ts';
 import { requestOf } from './http-request.ts';
-import { CONTAINER, processOf, threadsOf } from './layout.ts';
+import { CONTAINER, threadsOf } from './layout.ts';
 import type { Backend, Machine, Parked, Reply, Returned, Splat } from './machine.ts';
 import { infoOf, labelOf, lockedVmOf, mappingOf, notificationIn, outputOf, pageOf, type Shown } from './observe.ts';
 import type { State } from './trace.ts';
-import type { MemoryModel, Vma } from './trace-format.ts';
+import type { MemoryModel } from './trace-format.ts';
 
 /** Connections that are used at the same time. */
 const CONNECTIONS = 8;
@@ -116,8 +116,6 @@ const returned = (op: string, body: Shown): Returned => ({
 
 class HttpMachine implements Machine {
   private lastSplat = 0;
-  /** Areas that some mapping has covered: only their pages can have been pinned. */
-  private readonly reached = new Set<Vma>();
 
   constructor(
     private readonly client: Client,
@@ -192,17 +190,20 @@ class HttpMachine implements Machine {
         ),
       ),
     );
-    for (const mapping of mappings) this.reach(processOf(mapping.owner), BigInt(mapping.vaddr), BigInt(mapping.size));
+    const pages = (await this.client.list('/pages')).filter(({ pfn }) => this.isInModel(pfn as number));
     return {
       mappings,
       locked_vm: Object.fromEntries(processes.map((process, i) => [process, lockedVmOf(tasks[i] as Shown)])),
-      pages: await this.pages(
-        new Map(tasks.flatMap(({ id, alive }) => (alive === true ? [[processOf(id as string), id as string]] : []))),
-      ),
+      pages: pages.flatMap(pageOf),
       dma_avail: dma_avail as number | null,
       ...(dirty_page_tracking === true ? { dirty_tracking: true } : {}),
       ...(iommu_type === null ? {} : { listeners: (notifiers as unknown[]).length }),
     };
+  }
+
+  /** The pages of a trace are numbered from 1; others are memory that the host itself hands out. */
+  private isInModel(pfn: number): boolean {
+    return pfn >= 1 && pfn <= this.model.pages.count;
   }
 
   /** A thread that can still say what its process is charged; the first one when none is left. */
@@ -215,35 +216,6 @@ class HttpMachine implements Machine {
       if (shown.alive === true) return shown;
     }
     return first;
-  }
-
-  private reach(process: string, vaddr: bigint, size: bigint): void {
-    for (const vma of this.model.processes[process]?.vmas ?? []) {
-      const start = BigInt(vma.start);
-      if (vaddr < start + (BigInt(vma.npages) << 12n) && start < vaddr + size) this.reached.add(vma);
-    }
-  }
-
-  /** The pages of the areas that mappings have reached: through the page table, or one by one when the task is gone. */
-  private async pages(alive: ReadonlyMap<string, string>): Promise<State['pages']> {
-    const reads: Promise<Shown[]>[] = [];
-    for (const [process, { vmas }] of Object.entries(this.model.processes))
-      for (const vma of vmas.filter((area) => this.reached.has(area)))
-        reads.push(this.pagesOfArea(alive.get(process), vma));
-    const byId = new Map((await Promise.all(reads)).flat().map((page) => [page.pfn as number, page]));
-    return [...byId.values()].flatMap(pageOf).sort(([a], [b]) => a - b);
-  }
-
-  private async pagesOfArea(thread: string | undefined, area: Vma): Promise<Shown[]> {
-    if (thread === undefined) return this.pagesOneByOne(area);
-    const path = `/tasks/${thread}/pages?addr=${area.start}&npage=${area.npages}`;
-    const { items } = (await this.client.get(path)) as { items: Shown[] };
-    return items.filter(({ pfn }) => pfn !== null);
-  }
-
-  private pagesOneByOne({ pages }: Vma): Promise<Shown[]> {
-    const ids = pages.flatMap(([first, count]) => Array.from({ length: count }, (_, i) => first + i));
-    return Promise.all(ids.map((id) => this.client.get(`/pages/${id}`)));
   }
 
   async end(): Promise<void> {

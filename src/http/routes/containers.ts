@@ -23,6 +23,7 @@ const example = {
   dma_avail: 65535,
   groups: ['26'],
   notifiers: [],
+  dirty_page_tracking: false,
   dead: null,
 };
 
@@ -83,7 +84,7 @@ const info = describe({
   tag: 'containers',
   summary: 'VFIO_IOMMU_GET_INFO',
   description:
-    'The struct with its own field names. Where `argsz` does not cover the capabilities, the reply says what would.',
+    "The struct with its own field names. The capability chain is the profile's: 1 iova ranges, if groups bound them; 2 migration; 3 entries that are left. Where `argsz` does not cover it, the reply says what would.",
   does: 'read',
   params: container,
   query: {
@@ -116,6 +117,7 @@ const info = describe({
             max_dirty_bitmap_size: '0x10000000',
           },
           { id: 3, version: 1, name: 'DMA_AVAIL', avail: 65535 },
+          { id: 1, version: 1, name: 'IOVA_RANGE', iova_ranges: [{ start: '0x0', end: '0xfedfffff' }] },
         ],
       },
     },
@@ -178,7 +180,13 @@ const close = describe({
   description: 'The iommu object lives on until the last group leaves; until then the id answers EBADF.',
   does: 'command',
   params: container,
-  body: closed({}),
+  body: closed({
+    notify_only: Type.Optional(
+      Type.Boolean({
+        description: 'The back end is told of the close, and ioctls are taken all the same (default false)',
+      }),
+    ),
+  }),
   bodyExample: {},
   success: [{ status: 200, description: 'Closed', schema: ReplyOf({}), example: { ret: 0, seq: 16 } }],
   refusals: ['EBADF', 'EIO'],
@@ -215,6 +223,10 @@ export function containerRoutes(app: Api): void {
     });
   });
   app.post(`${one}/close`, { schema: close }, (request, reply) =>
-    submit(request, reply, { op: 'close_container', container: request.params.container }),
+    submit(request, reply, {
+      op: 'close_container',
+      container: request.params.container,
+      ...(request.body.notify_only === true ? { notify_only: true } : {}),
+    }),
   );
 }

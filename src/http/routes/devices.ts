@@ -15,7 +15,12 @@ import { Device } from '../views/vfio.ts';
 const device = { host: Path.host, device: Path.device };
 const example = { id: 'mdev0', group: '26', container: 'vfio0', open: true, open_count: 1 };
 
-const InGroup = closed({ group: Nullable(Id('Its group', '26'), 'null: a device that belongs to no vfio group') });
+const InGroup = closed({
+  group: Nullable(Id('Its group', '26'), 'null: a device that belongs to no vfio group'),
+  dma_unmap: Type.Optional(
+    Type.Boolean({ description: 'false: its driver has no dma_unmap op and never gets one (6.0 and later)' }),
+  ),
+});
 const InContainer = closed({
   container: Id('Container to be in; made with TYPE1v2 when missing', 'vfio0'),
   notifier: Type.Optional(NotifierBody),
@@ -49,7 +54,7 @@ const put = describe({
       example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', seq: 10 },
     },
   ],
-  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EBUSY', 'EIO'],
+  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EBUSY', 'EOPNOTSUPP', 'EIO'],
   refusalExample: { errno: 'EEXIST', detail: "device 'mdev0' exists with another body" },
 });
 
@@ -89,13 +94,14 @@ const open = describe({
   operationId: 'open_device',
   tag: 'devices',
   summary: 'VFIO_GROUP_GET_DEVICE_FD',
-  description: 'Opens the device once more. Its group must be bound to a container with an iommu.',
+  description:
+    'Opens the device once more. Its group must be bound to a container with an iommu. From 6.0 on its driver is told of unmaps while it is open; opening it while an unmap tells the others would deadlock.',
   does: 'command',
   params: device,
   body: closed({}),
   bodyExample: {},
   success: [{ status: 200, description: 'Open', schema: OpenCount, example: { ret: 0, open_count: 1, seq: 11 } }],
-  refusals: ['EINVAL', 'ENODEV', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'ENODEV', 'EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBADF', detail: "group '26': its file descriptor is closed" },
 });
 
@@ -111,13 +117,18 @@ const close = describe({
   success: [
     { status: 200, description: 'Closed once', schema: OpenCount, example: { ret: 0, open_count: 0, seq: 12 } },
   ],
-  refusals: ['EBADF', 'EIO'],
+  refusals: ['EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBADF', detail: "device 'mdev0' is not open" },
 });
 
 const putCommand = (device: string, body: Static<typeof InGroup> | Static<typeof InContainer>): Command =>
   'group' in body
-    ? { op: 'put_device', device, group: body.group }
+    ? {
+        op: 'put_device',
+        device,
+        group: body.group,
+        ...(body.dma_unmap === undefined ? {} : { dma_unmap: body.dma_unmap }),
+      }
     : {
         op: 'put_device_in_container',
         device,

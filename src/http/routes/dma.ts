@@ -8,7 +8,7 @@ import { describe } from '../describe.ts';
 import { DEFAULT_PAGE, MAX_TREE_DEPTH } from '../limits.ts';
 import { decodeCursor, mask, u32, u64 } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { Count, closed, Flags, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
+import { Base64, Count, closed, Flags, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
 import { Mapping, PfnRecord, Tree } from '../views/vfio.ts';
 
 const MAP_FLAGS = { READ, WRITE, VADDR: MAP_VADDR };
@@ -36,7 +36,7 @@ const mapDma = describe({
   tag: 'dma',
   summary: 'VFIO_IOMMU_MAP_DMA',
   description:
-    'Maps a range of a task at an iova. Nothing is pinned, charged or looked at: a bogus vaddr is noticed at the first pin.',
+    'Maps a range of a task at an iova. Unless the container has an iommu group, nothing is pinned, charged or looked at: a bogus vaddr is noticed at the first pin.',
   does: 'command',
   params: container,
   body: closed({
@@ -49,7 +49,7 @@ const mapDma = describe({
   }),
   bodyExample: { task: 'qemu', iova: '0x0', vaddr: '0x7f0000000000', size: '0x10000000', flags: ['READ', 'WRITE'] },
   success: [{ status: 200, description: 'Mapped', schema: ReplyOf({}), example: { ret: 0, seq: 1 } }],
-  refusals: ['EINVAL', 'EEXIST', 'ENOSPC', 'ENOENT', 'ESRCH', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'EEXIST', 'ENOSPC', 'ENOENT', 'ESRCH', 'EFAULT', 'ENOMEM', 'EINTR', 'EOVERFLOW', 'EBADF', 'EIO'],
   refusalExample: {
     errno: 'EEXIST',
     detail: "[0x0, 0x10000000) overlaps the mapping [0x0, 0x10000000) of container 'vfio0'",
@@ -71,7 +71,13 @@ const unmapDma = describe({
     flags: Type.Optional(Flags(['GET_DIRTY_BITMAP', 'ALL', 'VADDR'], 'Default: none')),
     task: Type.Optional(Id('Calling task; by default that of the lowest overlapping mapping', 'qemu')),
     argsz,
-    bitmap: Type.Optional(closed({ pgsize: U64('Page size of the bitmap'), size: U64('Bytes of the bitmap') })),
+    bitmap: Type.Optional(
+      closed({
+        pgsize: U64('Bytes that one bit stands for'),
+        size: U64('Bytes of the bitmap'),
+        addr: Type.Optional(U64("Where in the caller's memory it is; without it the reply carries it")),
+      }),
+    ),
   }),
   bodyExample: { iova: '0x0', size: '0x10000000' },
   success: [
@@ -81,11 +87,12 @@ const unmapDma = describe({
       schema: ReplyOf({
         size: U64Out('Bytes removed'),
         notifications: Count('Handler calls over all listeners and tries'),
+        bitmap: Type.Optional(Base64('Dirty pages, one bit each: little-endian u64')),
       }),
       example: { ret: 0, size: '0x10000000', notifications: 0, seq: 2 },
     },
   ],
-  refusals: ['EINVAL', 'ESRCH', 'EBADF', 'EIO', 'EDEADLK', 'EBUSY'],
+  refusals: ['EINVAL', 'ESRCH', 'EFAULT', 'EOVERFLOW', 'E2BIG', 'EBADF', 'EIO', 'EDEADLK', 'EBUSY'],
   refusalExample: {
     errno: 'EINVAL',
     detail: "[0x1000, 0x2000) bisects the mapping [0x0, 0x10000000) of container 'vfio0'",
@@ -115,6 +122,7 @@ const list = describe({
             task: 'qemu',
             npinned: 2,
             vaddr_invalid: false,
+            iommu_mapped: false,
           },
         ],
         next_cursor: null,
@@ -170,6 +178,12 @@ const tree = describe({
   refusalExample: { errno: 'NOT_FOUND', detail: "no mapping '0x1000'" },
 });
 
+const bitmapOf = ({ pgsize, size, addr }: { pgsize: string; size: string; addr?: string }) => ({
+  pgsize: u64(pgsize),
+  size: u64(size),
+  ...(addr === undefined ? {} : { addr: u64(addr) }),
+});
+
 export function dmaRoutes(app: Api): void {
   app.post('/v1/hosts/:host/containers/:container/map_dma', { schema: mapDma }, (request, reply) => {
     const { task, iova, vaddr, size, flags = [], argsz = MAP_ARGSZ } = request.body;
@@ -194,7 +208,7 @@ export function dmaRoutes(app: Api): void {
       size: u64(size),
       flags: mask(flags, UNMAP_FLAGS),
       argsz,
-      bitmap: bitmap === undefined ? null : { pgsize: u64(bitmap.pgsize), size: u64(bitmap.size) },
+      bitmap: bitmap === undefined ? null : bitmapOf(bitmap),
     });
   });
   app.get('/v1/hosts/:host/containers/:container/mappings', { schema: list }, (request) => {

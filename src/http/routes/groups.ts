@@ -1,13 +1,14 @@
 // Routes of VFIO groups: their file descriptors and their binding to a container.
 
-import Type from 'typebox';
+import Type, { type Static } from 'typebox';
+import type { AddressRange } from '../../kernel/command.ts';
 import { listGroups, viewGroup } from '../../kernel/view/vfio.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
-import { DEFAULT_PAGE } from '../limits.ts';
-import { decodeCursor } from '../parse.ts';
+import { DEFAULT_PAGE, MAX_RANGES } from '../limits.ts';
+import { decodeCursor, u64 } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { closed, Id, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
+import { closed, Id, Names, PageOf, PageQuery, Path, ReplyOf, U64 } from '../schema.ts';
 import { Group } from '../views/vfio.ts';
 
 const group = { host: Path.host, group: Path.group };
@@ -21,15 +22,28 @@ const example = {
   notifiers: [],
 };
 
+const Range = closed({ start: U64('First byte'), last: U64('Last byte') });
+const rangeOf = ({ start, last }: Static<typeof Range>): AddressRange => ({ start: u64(start), last: u64(last) });
+
 const put = describe({
   operationId: 'put_group',
   tag: 'groups',
   summary: 'Make a group and open it',
-  description: 'The group of one or more mediated devices, open.',
+  description:
+    'Open. `mdev`: a group of mediated devices. `iommu`: one behind an IOMMU, whose domain pins whatever is mapped; its reserved regions and its aperture bound the iovas of the container, in profiles that look at them.',
   does: 'command',
   params: group,
-  body: closed({ kind: Type.Optional(Names(['mdev'], 'Kind of its devices (default mdev)')) }),
-  bodyExample: { kind: 'mdev' },
+  body: closed({
+    kind: Type.Optional(Names(['mdev', 'iommu'], 'Kind of its devices (default mdev)')),
+    reserved: Type.Optional(
+      Type.Array(Range, {
+        maxItems: MAX_RANGES,
+        description: 'iova ranges that can not be mapped (default of an iommu group: 0xfee00000 to 0xfeefffff)',
+      }),
+    ),
+    aperture: Type.Optional(closed(Range.properties, { description: 'iova range of its IOMMU (default: 48 bits)' })),
+  }),
+  bodyExample: { kind: 'iommu', reserved: [{ start: '0xfee00000', last: '0xfeefffff' }] },
   success: [
     {
       status: 201,
@@ -39,8 +53,11 @@ const put = describe({
     },
     { status: 200, description: 'Exists with the same body: nothing changed', example: { ret: 0, id: '27', seq: 18 } },
   ],
-  refusals: ['ENOSPC'],
-  refusalExample: { errno: 'ENOSPC', detail: 'groups: the host has 4096, the most it can hold' },
+  refusals: ['EEXIST', 'EINVAL', 'E2BIG', 'ENOSPC'],
+  refusalExample: {
+    errno: 'EEXIST',
+    detail: "group '27' exists with kind mdev, reserved , aperture 0x0-0xffffffffffff",
+  },
 });
 
 const list = describe({
@@ -105,13 +122,15 @@ const set = describe({
   operationId: 'set_container',
   tag: 'groups',
   summary: 'VFIO_GROUP_SET_CONTAINER',
-  description: 'Binds the group to a container.',
+  description:
+    'Binds the group to a container. The first iommu group of a container with mappings replays them: it pins all that is mapped, for `task` where it is given. While a vaddr is invalid the replay waits, or is refused, as the profile does.',
   does: 'command',
+  waits: true,
   params: group,
   body: closed({ container: Id('Container', 'vfio0'), task: Type.Optional(Id('Caller', 'qemu')) }),
   bodyExample: { container: 'vfio0' },
   success: [{ status: 200, description: 'Bound', schema: ReplyOf({}), example: { ret: 0, seq: 21 } }],
-  refusals: ['EINVAL', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'EBADF', 'EBUSY', 'EFAULT', 'ENOMEM', 'EINTR', 'ESRCH', 'ENODEV', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "group '26' is bound to container 'vfio0' already" },
 });
 
@@ -133,8 +152,14 @@ export function groupRoutes(app: Api): void {
   const all = '/v1/hosts/:host/groups';
   const one = `${all}/:group`;
   app.put(one, { schema: put }, (request, reply) => {
-    const { kind = 'mdev' } = request.body;
-    return submit(request, reply, { op: 'put_group', group: request.params.group, kind });
+    const { kind = 'mdev', reserved, aperture } = request.body;
+    return submit(request, reply, {
+      op: 'put_group',
+      group: request.params.group,
+      kind,
+      ...(reserved === undefined ? {} : { reserved: reserved.map(rangeOf) }),
+      ...(aperture === undefined ? {} : { aperture: rangeOf(aperture) }),
+    });
   });
   app.get(all, { schema: list }, (request) => {
     const { cursor, limit = DEFAULT_PAGE } = request.query;

@@ -5,7 +5,8 @@ import { PROFILE_NAMES } from '../../kernel/profile.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../service/host-options.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
-import { DEFAULT_PAGE, MAX_TIMEOUT_MS, MAX_TTL_S } from '../limits.ts';
+import { FIX_NAMES, fixesText } from '../fixes.ts';
+import { DEFAULT_PAGE, MAX_FIXES, MAX_TIMEOUT_MS, MAX_TTL_S } from '../limits.ts';
 import { decodeCursor, printedFields } from '../parse.ts';
 import { pageOf, submit } from '../reply.ts';
 import { closed, Int, MAX_PFN, Names, Nullable, PageOf, PageQuery, Path, ReplyOf, UINT_MAX } from '../schema.ts';
@@ -46,8 +47,11 @@ const put = describe({
   operationId: 'put_host',
   tag: 'hosts',
   summary: 'Make a host',
-  description:
-    'Template `default`: task qemu (4 GiB at 0x7f0000000000), container vfio0, group 26 and open device mdev0, nothing mapped.',
+  description: `Template \`default\`: task qemu (4 GiB at 0x7f0000000000), container vfio0, group 26 and open device mdev0, nothing mapped.
+
+The profile is the kernel that the host behaves as, its known defects included. Each of \`fixes\` takes one of them away:
+
+${fixesText()}`,
   does: 'host',
   params: host,
   body: closed({
@@ -55,7 +59,10 @@ const put = describe({
     template: Type.Optional(Names(['empty', 'default'], 'What it contains')),
     total_pages: Type.Optional(Int('Host pages', 1, MAX_PFN)),
     fixes: Type.Optional(
-      Type.Array(Type.String(), { maxItems: 0, description: 'Fixes on top of the profile: this release knows none' }),
+      Type.Array(Names(FIX_NAMES, 'Fix'), {
+        maxItems: MAX_FIXES,
+        description: 'Known defects of the profile to be without, in any order',
+      }),
     ),
     ...changeable,
   }),
@@ -150,7 +157,9 @@ const reset = describe({
 export function hostRoutes(app: Api): void {
   const one = '/v1/hosts/:host';
   app.put(one, { schema: put }, async (request, reply) => {
-    const { created, view } = await app.service.createHost(request.params.host, { ...options, ...request.body });
+    const { fixes = [], ...body } = request.body;
+    const asked = { ...options, ...body, fixes: [...new Set(fixes)].sort() };
+    const { created, view } = await app.service.createHost(request.params.host, asked);
     reply.code(created ? 201 : 200);
     return { ret: 0, ...printedFields(view) };
   });

@@ -30,7 +30,7 @@ const register = describe({
   tag: 'notifiers',
   summary: 'vfio_register_notifier()',
   description:
-    'Puts a notifier block on the chain. Pinning needs one registered in the container. `events_left` is the events word after the call. The same id again is a second registration of the same block.',
+    'Puts a notifier block on the chain. Pinning needs one registered in the container. `events_left` is the events word after the call. The same id again is a second registration of the same block. From 6.0 on this gives the driver its dma_unmap op, effective at once if the device is open: one a device, without type and priority.',
   does: 'command',
   waits: true,
   params: device,
@@ -50,7 +50,7 @@ const register = describe({
       example: { ret: 0, id: 'n0', events_left: 0, seq: 5 },
     },
   ],
-  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EDEADLK', 'EBUSY', 'EIO'],
+  refusals: ['EINVAL', 'ENODEV', 'ENOSPC', 'EOPNOTSUPP', 'EEXIST', 'EDEADLK', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: 'events has unknown bits: 2 is left over', events_left: 2 },
 });
 

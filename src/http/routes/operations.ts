@@ -6,8 +6,8 @@ import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
 import { DEFAULT_PAGE } from '../limits.ts';
 import { decodeCursor } from '../parse.ts';
-import { showOperation, showOperations } from '../reply.ts';
-import { PageOf, PageQuery, Path } from '../schema.ts';
+import { showOperation, showOperations, submit } from '../reply.ts';
+import { closed, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
 import { OperationView, operationExample } from '../views/host.ts';
 
 const list = describe({
@@ -29,22 +29,49 @@ const list = describe({
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
+const operation = {
+  host: Path.host,
+  operation: Type.String({
+    pattern: '^[a-z_]{1,64}-[0-9]{1,16}$',
+    description: 'Operation',
+    examples: ['unmap_dma-7'],
+  }),
+};
+
 const get = describe({
   operationId: 'get_operation',
   tag: 'operations',
   summary: 'One operation',
   description: 'A finished one has its result, or the problem it ended with, inside.',
   does: 'read',
-  params: {
-    host: Path.host,
-    operation: Type.String({
-      pattern: '^[a-z_]{1,64}-[0-9]{1,16}$',
-      description: 'Operation',
-      examples: ['unmap_dma-7'],
-    }),
-  },
+  params: operation,
   success: [{ status: 200, description: 'The operation', schema: OperationView, example: operationExample }],
   refusalExample: { errno: 'NOT_FOUND', detail: "no operation 'unmap_dma-99'" },
+});
+
+const kill = describe({
+  operationId: 'kill_operation',
+  tag: 'operations',
+  summary: 'A fatal signal for a thread that sleeps',
+  description:
+    'Ends an operation that waits for a valid vaddr: it returns EFAULT. Nothing else that waits can be killed.',
+  does: 'command',
+  params: operation,
+  body: closed({}),
+  bodyExample: {},
+  success: [
+    {
+      status: 200,
+      description: 'Killed',
+      schema: ReplyOf({ id: Type.String() }),
+      example: { ret: 0, id: 'pin_pages-7', seq: 37 },
+    },
+  ],
+  refusals: ['EINVAL'],
+  refusalExample: {
+    errno: 'EINVAL',
+    detail: "operation 'unmap_dma-7' is notify: only a wait for a vaddr ends with a fatal signal",
+  },
 });
 
 export function operationRoutes(app: Api): void {
@@ -58,4 +85,7 @@ export function operationRoutes(app: Api): void {
     const { operation } = request.params;
     return showOperation(request, (host) => viewOperation(host, operation));
   });
+  app.post(`${all}/:operation/kill`, { schema: kill }, (request, reply) =>
+    submit(request, reply, { op: 'kill_operation', operation: request.params.operation }),
+  );
 }

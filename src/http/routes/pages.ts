@@ -89,6 +89,45 @@ const get = describe({
   refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
 });
 
+const CONTENTS = ['zero', 'pattern'] as const;
+const Contents = Names(CONTENTS, 'Zeros, or bytes that differ from page to page');
+
+const putContents = describe({
+  operationId: 'put_page_contents',
+  tag: 'pages',
+  summary: 'Decide what pages hold that nobody has written',
+  description:
+    'Of explicit page layouts, before the first write. `pattern`: byte i of page pfn is (7 * (pfn % 256) + 13 * i + 31 * (i >> 8)) % 256. Anonymous memory and files begin as zeros whatever is chosen.',
+  does: 'command',
+  params: { host: Path.host },
+  body: closed({ contents: Contents }),
+  bodyExample: { contents: 'pattern' },
+  success: [
+    {
+      status: 201,
+      description: 'Decided',
+      schema: ReplyOf({ contents: Contents }),
+      example: { ret: 0, contents: 'pattern', seq: 35 },
+    },
+    { status: 200, description: 'Is so already: nothing changed', example: { ret: 0, contents: 'pattern', seq: 36 } },
+  ],
+  refusals: ['EBUSY'],
+  refusalExample: { errno: 'EBUSY', detail: 'contents: 1 pages have been written already' },
+});
+
+const getContents = describe({
+  operationId: 'get_page_contents',
+  tag: 'pages',
+  summary: 'What pages hold that nobody has written',
+  description: 'Zeros unless something else was decided.',
+  does: 'read',
+  params: { host: Path.host },
+  success: [
+    { status: 200, description: 'The contents', schema: closed({ contents: Contents }), example: { contents: 'zero' } },
+  ],
+  refusalExample: { errno: 'NOT_FOUND', detail: "no host 'h9'" },
+});
+
 export function pageRoutes(app: Api): void {
   const one = '/v1/hosts/:host/pages/:pfn';
   app.put(one, { schema: put }, (request, reply) =>
@@ -100,4 +139,9 @@ export function pageRoutes(app: Api): void {
     return showPage(request, (host) => listFrames(host, after, limit));
   });
   app.get(one, { schema: get }, (request) => show(request, (host) => viewPage(host, request.params.pfn)));
+  const contents = '/v1/hosts/:host/page_contents';
+  app.put(contents, { schema: putContents }, (request, reply) =>
+    submit(request, reply, { op: 'put_page_contents', contents: request.body.contents }),
+  );
+  app.get(contents, { schema: getContents }, (request) => show(request, ({ mm }) => ({ contents: mm.contents })));
 }

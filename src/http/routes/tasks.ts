@@ -115,10 +115,12 @@ const exit = describe({
   tag: 'tasks',
   summary: 'Exit',
   description:
-    'Ends a thread made with `thread_of` alone, or a whole process. Containers, groups and devices stay open: they belong to no task.',
+    'Ends a thread made with `thread_of` alone, or a whole process; with `thread_only` also the first thread of a process alone. Containers, groups and devices stay open: they belong to no task.',
   does: 'command',
   params: task,
-  body: closed({}),
+  body: closed({
+    thread_only: Type.Optional(Type.Boolean({ description: 'Its other threads live on (default false)' })),
+  }),
   bodyExample: {},
   success: [{ status: 200, description: 'Exited', schema: ReplyOf({}), example: { ret: 0, seq: 29 } }],
   refusals: ['ESRCH'],
@@ -174,7 +176,11 @@ export function taskRoutes(app: Api): void {
   });
   app.get(one, { schema: get }, (request) => show(request, (host) => viewTask(host, request.params.task)));
   app.post(`${one}/exit`, { schema: exit }, (request, reply) =>
-    submit(request, reply, { op: 'exit', task: request.params.task }),
+    submit(request, reply, {
+      op: 'exit',
+      task: request.params.task,
+      ...(request.body.thread_only === true ? { thread_only: true } : {}),
+    }),
   );
   app.post(`${one}/adjust_locked_vm`, { schema: adjust }, (request, reply) =>
     submit(request, reply, { op: 'adjust_locked_vm', task: request.params.task, delta: int(request.body.delta) }),

@@ -114,6 +114,14 @@ export const LeakFields = {
 };
 export const Leaks = object('Leaks', LeakFields);
 
+export const FaultFields = {
+  id,
+  point: Names(['record_alloc', 'charge'], 'What fails'),
+  call: str('Operation whose next call meets it'),
+  nth: Int('Which attempt of that call fails', 1),
+};
+export const FaultView = object('Fault', FaultFields);
+
 export const Invariants = object('Invariants', {
   ok: bool('Whether all hold'),
   violations: names('What does not, in words'),

@@ -8,9 +8,13 @@ export const Container = object('Container', {
   id,
   fd_open: bool('Whether its file descriptor is open'),
   iommu_type: Nullable(Type.Union([Type.String(), Type.Integer()]), 'null before SET_IOMMU'),
-  dma_avail: Nullable(Count('Entries'), 'vfio_dma entries that are left'),
+  dma_avail: Nullable(
+    Count('Entries'),
+    'vfio_dma entries that are left; null where the profile has no limit, or no iommu',
+  ),
   groups: names('Attached groups'),
   notifiers: names('Blocks on the notifier chain, in the order in which they are called'),
+  dirty_page_tracking: bool('Whether the dirty log runs'),
   dead: Nullable(bug, 'The BUG that killed it'),
 });
 
@@ -35,14 +39,26 @@ export const Info = object('IommuInfo', {
         name: Type.Literal('DMA_AVAIL'),
         avail: Count('Entries left'),
       }),
+      closed({
+        id: Count('Capability'),
+        version: Count('Version'),
+        name: Type.Literal('IOVA_RANGE'),
+        iova_ranges: Type.Array(closed({ start: U64Out('First byte'), end: U64Out('Last byte') }), {
+          description: 'What may be mapped, ascending',
+        }),
+      }),
     ]),
     { description: 'Capability chain in order' },
   ),
 });
 
+const range = { start: U64Out('First byte'), last: U64Out('Last byte') };
+
 export const Group = object('Group', {
   id,
-  kind: Names(['mdev'], 'Kind'),
+  kind: Names(['mdev', 'iommu'], 'Kind'),
+  reserved: Type.Optional(Type.Array(closed(range), { description: 'Reserved regions of an iommu group' })),
+  aperture: Type.Optional(closed(range, { description: 'Aperture of an iommu group' })),
   fd_open: bool('Whether its file descriptor is open'),
   container: Nullable(Type.String(), 'Container it is bound to'),
   container_users: Count('One for the binding, one for each open device'),
@@ -100,6 +116,7 @@ export const Mapping = object('Mapping', {
   task: str('Task whose mm backs it'),
   npinned: Count('vfio_pfn records'),
   vaddr_invalid: bool('Its vaddr was invalidated by UNMAP_DMA with VADDR'),
+  iommu_mapped: bool('Whether an IOMMU maps, and so pins, all of it'),
 });
 
 export const PfnRecord = object('PfnRecord', {
