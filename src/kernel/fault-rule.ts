@@ -19,11 +19,14 @@ export interface FaultRule {
   nth: number;
 }
 
-/** Sets a rule, or sets it anew. EINVAL: nth below 1. ENOSPC: the host has MAX_FAULTS. */
+/** Sets a rule. EINVAL: nth below 1. EEXIST: set with another body, and not met yet. ENOSPC: the host has MAX_FAULTS. */
 export function putFault(host: Host, command: Extract<Command, { op: 'put_fault' }>): Done {
   const { fault: id, point, call, nth } = command;
   if (!Number.isSafeInteger(nth) || nth < 1) throw new Errno('EINVAL', `nth: ${nth} is not a count from 1`);
-  const created = !host.faults.has(id);
+  const set = host.faults.get(id);
+  if (set !== undefined && (set.point !== point || set.call !== call || set.nth !== nth))
+    throw new Errno('EEXIST', `fault '${id}' exists: the ${set.point} number ${set.nth} of the next ${set.call} fails`);
+  const created = set === undefined;
   if (created && host.faults.size >= MAX_FAULTS)
     throw new Errno('ENOSPC', `faults: the host has ${MAX_FAULTS}, the most it can hold`);
   host.faults.set(id, { id, point, call, nth });

@@ -122,6 +122,8 @@ class Client {
 }
 
 t.setTimeout(600_000);
+// One listener for each process that is started.
+process.setMaxListeners(0);
 
 t.test(`crash: ${KILLS} kills, seed ${SEED}`, async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'crash-'));

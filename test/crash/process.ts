@@ -35,6 +35,8 @@ export class ServiceProcess {
     };
     const child = spawn(process.execPath, [`--import=${TSX}`, SERVER], { env, stdio: ['ignore', 'pipe', 'pipe'] });
     const exited = new Promise<number | null>((resolve) => child.once('exit', resolve));
+    // A test that ends early leaves no process behind.
+    process.once('exit', () => child.kill('SIGKILL'));
     const timer = killAfterMs === undefined ? undefined : setTimeout(() => child.kill('SIGKILL'), killAfterMs);
     let text = '';
     const listening = new Promise<string | null>((resolve) => {

@@ -3,8 +3,20 @@
 import t from 'tap';
 import { BODY_LIMIT } from '../../src/http/limits.ts';
 import { MAX_DECLARED_PAGES, MAX_FAULTS, MAX_GROUPS, MAX_PARKED_OPERATIONS } from '../../src/kernel/limits.ts';
-import { PROFILE_NAMES } from '../../src/kernel/profile.ts';
 import { Client, exampleBody, type Reply, startApp } from './client.ts';
+import {
+  IGNORE,
+  listening,
+  MAP,
+  mapped,
+  PIN,
+  POLL,
+  pinned,
+  READ,
+  type Step,
+  prepare as send,
+  UNMAP,
+} from './fixtures.ts';
 import type { Operation } from './validate-response.ts';
 
 const app = await startApp();
@@ -17,30 +29,13 @@ const hasHost = ({ path }: Operation): boolean => path.includes('{host}');
 const documents = ({ operation }: Operation, status: number): boolean => String(status) in operation.responses;
 let hosts = 0;
 
+const prepare = (at: string, ...steps: Step[]): Promise<void> => send(client, at, ...steps);
+
 /** A new host of the template, and the base of its paths. */
 async function machine(options: Record<string, unknown> = {}): Promise<{ host: string; at: string }> {
   const host = `h${++hosts}`;
   return { host, at: await client.newHost(host, options) };
 }
-
-const POLL = { id: 'n0', events: ['DMA_UNMAP'], delivery: { kind: 'poll' } };
-const IGNORE = { ...POLL, delivery: { kind: 'builtin', behavior: 'ignore' } };
-const MAP = { task: 'qemu', iova: '0x0', vaddr: '0x7f0000000000', size: '0x10000000', flags: ['READ', 'WRITE'] };
-const PIN = { user_pfn: [16, 17], prot: ['READ', 'WRITE'] };
-const READ = { iova: '0x1000', length: '0x4' };
-const UNMAP = { iova: '0x0', size: '0x10000000' };
-
-/** Sends requests that must succeed, one after the other. */
-async function prepare(at: string, ...steps: [string, string, unknown?][]): Promise<void> {
-  for (const [method, path, body] of steps) {
-    const { status, text } = await client.ask(method, `${at}${path}`, body);
-    if (status >= 300) throw new Error(`${method} ${path}: ${status} ${text}`);
-  }
-}
-
-const mapped: [string, string, unknown] = ['POST', '/containers/vfio0/map_dma', MAP];
-const listening = (notifier: object): [string, string, unknown] => ['POST', '/devices/mdev0/notifiers', notifier];
-const pinned: [string, string, unknown] = ['POST', '/devices/mdev0/pin_pages', PIN];
 
 /** A host whose container vfio0 died of the BUG that an ignoring driver provokes. */
 async function deadContainer(): Promise<{ host: string; at: string }> {
@@ -348,14 +343,14 @@ interface Case {
   operationId: string;
   status: number;
   errno?: string;
-  before?: [string, string, unknown?][];
+  before?: Step[];
   path?: Record<string, string>;
   body?: unknown;
   headers?: Record<string, string>;
 }
 
-const closedContainer: [string, string, unknown] = ['POST', '/containers/vfio0/close', {}];
-const exited: [string, string, unknown] = ['POST', '/tasks/qemu/exit', {}];
+const closedContainer: Step = ['POST', '/containers/vfio0/close', {}];
+const exited: Step = ['POST', '/tasks/qemu/exit', {}];
 const TWO_RUNS = {
   addr: '0x600000000000',
   length: '0x2000',
@@ -438,6 +433,12 @@ const CASES: Case[] = [
   },
   { operationId: 'dma_rw', status: 413, errno: 'E2BIG', body: { iova: '0', length: '0xffffffffffffffff' } },
   { operationId: 'dma_rw', status: 422, errno: 'EINVAL', body: { iova: '0x5000', write: true, data: 'AQI=' } },
+  {
+    operationId: 'put_fault',
+    status: 409,
+    errno: 'EEXIST',
+    before: [['PUT', '/faults/f0', { point: 'charge', call: 'pin_pages', nth: 9 }]],
+  },
   { operationId: 'put_fault', status: 422, errno: 'EINVAL', body: { point: 'charge', call: 'map_dma', nth: 0 } },
   {
     operationId: 'put_page_contents',
@@ -564,7 +565,7 @@ t.test('422: the bounds of an emulated machine', async (t) => {
 
 t.test('409 of a pin that would have to wait where MAX_PARKED_OPERATIONS wait', async (t) => {
   const { at } = await machine();
-  const invalid: [string, string, unknown] = ['POST', '/containers/vfio0/unmap_dma', { ...UNMAP, flags: ['VADDR'] }];
+  const invalid: Step = ['POST', '/containers/vfio0/unmap_dma', { ...UNMAP, flags: ['VADDR'] }];
   await prepare(at, mapped, listening(POLL), invalid);
   const pin = (): Promise<Reply> =>
     client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN, { headers: { prefer: 'respond-async' } });
@@ -612,125 +613,6 @@ t.test('409 of the dma_unmap op: a second one, and what would deadlock with a wa
   t.equal(unmap.status, 202);
   for (const call of ['devices/mdev2/open', 'devices/mdev0/close'])
     t.match(await client.ask('POST', `${at}/${call}`, {}), { status: 409, body: { errno: 'EDEADLK', hint: /dmesg/ } });
-});
-
-t.test('every profile: the first mapping, what the container says of itself, and a pin in its form', async (t) => {
-  const capabilities: Record<string, number[]> = { '4.10': [], '5.4': [], '5.8': [2], '5.15': [2, 3], '6.18': [2, 3] };
-  t.same(Object.keys(capabilities).sort(), [...PROFILE_NAMES].sort());
-  for (const profile of PROFILE_NAMES) {
-    const { at } = await machine({ profile });
-    await prepare(at, mapped, listening({ ...POLL, delivery: { kind: 'builtin', behavior: 'unpin_all' } }));
-    const info = await client.ask('GET', `${at}/containers/vfio0/info`);
-    t.same(
-      (info.body.caps as { id: number }[]).map(({ id }) => id),
-      capabilities[profile],
-      profile,
-    );
-    const forms = [PIN, { iova: '0x10000', npage: 2, prot: 3 }];
-    const [own, other] = profile === '6.18' ? forms.reverse() : forms;
-    const pin = await client.ask('POST', `${at}/devices/mdev0/pin_pages`, own);
-    t.match(pin, { status: 200, body: { ret: 2, phys_pfn: [Number, Number] } }, profile);
-    t.match(await client.ask('POST', `${at}/devices/mdev0/pin_pages`, other), {
-      status: 422,
-      body: { errno: 'EOPNOTSUPP', profile, hint: /.+/ },
-    });
-    const log = await client.ask('POST', `${at}/containers/vfio0/dirty_pages`, { op: 'start' });
-    if (['4.10', '5.4'].includes(profile)) t.match(log, { status: 422, body: { errno: 'ENOTTY' } }, profile);
-    else t.equal(log.status, 200, profile);
-    const read = await client.ask('POST', `${at}/devices/mdev0/dma_rw`, READ);
-    if (['4.10', '5.4'].includes(profile)) t.match(read, { status: 422, body: { errno: 'EOPNOTSUPP' } }, profile);
-    else t.match(read, { status: 200, body: { data: 'AAAAAA==' } }, profile);
-    const unmap = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, UNMAP);
-    t.match(unmap, { status: 200, body: { size: UNMAP.size, notifications: 1 } }, profile);
-  }
-});
-
-t.test('exit of a first thread alone', async (t) => {
-  const { at } = await machine();
-  await prepare(
-    at,
-    ['PUT', '/tasks/worker', { thread_of: 'qemu', rlimit_memlock: '0x40000000' }],
-    ['POST', '/tasks/qemu/exit', { thread_only: true }],
-  );
-  t.match((await client.ask('GET', `${at}/tasks/qemu`)).body, { alive: false, mm: null });
-  t.match((await client.ask('GET', `${at}/tasks/worker`)).body, { alive: true, mm: String });
-});
-
-t.test('a host without a known defect of its profile', async (t) => {
-  const made = await client.ask('PUT', '/v1/hosts/fixed', {
-    profile: '4.10',
-    fixes: ['zero_page_reference', 'end_of_space', 'end_of_space'],
-  });
-  t.match(made, { status: 201, body: { profile: '4.10', fixes: ['end_of_space', 'zero_page_reference'] } });
-  const again = { profile: '4.10', fixes: ['end_of_space', 'zero_page_reference'] };
-  t.equal((await client.ask('PUT', '/v1/hosts/fixed', again)).status, 200, 'their order means nothing');
-  t.equal((await client.ask('PUT', '/v1/hosts/fixed', { profile: '4.10' })).status, 409);
-  t.match(await client.ask('PUT', '/v1/hosts/other', { fixes: ['no_such_fix'] }), {
-    status: 400,
-    body: { errors: [{ field: 'fixes/0', message: /zero_page_reference/ }] },
-  });
-});
-
-t.test('a fault rule lets the next call fail and is gone', async (t) => {
-  const { at } = await machine();
-  const rule = { point: 'record_alloc', call: 'pin_pages', nth: 2 };
-  await prepare(at, mapped, listening(POLL), ['PUT', '/faults/f0', rule]);
-  t.match((await client.ask('GET', `${at}/faults`)).body, { items: [{ id: 'f0', ...rule }], next_cursor: null });
-  const pin = await client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN);
-  t.match(pin, { status: 422, body: { errno: 'ENOMEM', at_index: 1 } });
-  t.equal((await client.ask('GET', `${at}/faults/f0`)).status, 404);
-  t.equal((await client.ask('DELETE', `${at}/faults/f0`)).status, 404);
-  t.match(await client.ask('POST', `${at}/devices/mdev0/pin_pages`, PIN), { status: 200, body: { ret: 2 } });
-});
-
-t.test('dirty log, bytes behind iovas, and what an iommu group bounds', async (t) => {
-  const { at } = await machine();
-  await prepare(at, mapped, listening(POLL), ['POST', '/containers/vfio0/dirty_pages', { op: 'start' }]);
-  t.match((await client.ask('GET', `${at}/containers/vfio0`)).body, { dirty_page_tracking: true });
-  const write = { iova: '0x2ffe', write: true, data: Buffer.from([1, 2, 3, 4]).toString('base64') };
-  t.match((await client.ask('POST', `${at}/devices/mdev0/dma_rw`, write)).body, { ret: 0, data: undefined });
-  const read = await client.ask('POST', `${at}/devices/mdev0/dma_rw`, { iova: '0x3000', length: '2', task: 'qemu' });
-  t.equal(read.body.data, Buffer.from([3, 4]).toString('base64'));
-  const range = { iova: '0x0', size: '0x10000000', pgsize: '0x1000' };
-  const log = await client.ask('POST', `${at}/containers/vfio0/dirty_pages`, { op: 'get', ...range });
-  const bitmap = Buffer.from(String(log.body.bitmap), 'base64');
-  t.equal(bitmap.length, 0x10000 / 8, 'as long as the range needs');
-  t.equal(bitmap.readBigUInt64LE(0), 0b1100n);
-  await prepare(at, pinned);
-  const unmap = { ...UNMAP, flags: ['GET_DIRTY_BITMAP'], bitmap: { pgsize: '0x1000', size: '0x2000' } };
-  await prepare(at, ['POST', '/devices/mdev0/unpin_pages', { user_pfn: PIN.user_pfn }]);
-  const unmapped = await client.ask('POST', `${at}/containers/vfio0/unmap_dma`, unmap);
-  t.match(unmapped.body, { ret: 0, size: '0x10000000' });
-  t.equal(
-    Buffer.from(String(unmapped.body.bitmap), 'base64').readBigUInt64LE(0),
-    0b11n << 16n,
-    'what was pinned since',
-  );
-
-  const group = {
-    kind: 'iommu',
-    reserved: [{ start: '0x4000', last: '0x4fff' }],
-    aperture: { start: '0', last: '65535' },
-  };
-  await prepare(at, ['PUT', '/groups/40', group], ['POST', '/groups/40/set_container', { container: 'vfio0' }]);
-  t.match((await client.ask('GET', `${at}/groups/40`)).body, {
-    kind: 'iommu',
-    reserved: [{ start: '0x4000', last: '0x4fff' }],
-    aperture: { start: '0x0', last: '0xffff' },
-  });
-  const ranges = [
-    { start: '0x0', end: '0x3fff' },
-    { start: '0x5000', end: '0xffff' },
-  ];
-  t.match((await client.ask('GET', `${at}/containers/vfio0/info`)).body, {
-    caps: [{ id: 2 }, { id: 3 }, { id: 1, name: 'IOVA_RANGE', iova_ranges: ranges }],
-  });
-  t.match(await client.ask('POST', `${at}/containers/vfio0/map_dma`, MAP), { status: 422, body: { errno: 'EINVAL' } });
-  await prepare(at, ['POST', '/containers/vfio0/map_dma', { ...MAP, size: '0x4000' }]);
-  t.match((await client.ask('GET', `${at}/containers/vfio0/mappings`)).body, {
-    items: [{ iommu_mapped: true, npinned: 0 }],
-  });
-  t.match((await client.ask('GET', `${at}/tasks/qemu`)).body, { locked_vm: 4 });
 });
 
 t.test('409 of hosts: the same id with other options', async (t) => {

@@ -45,9 +45,9 @@ const put = describe({
   bodyExample: { point: 'record_alloc', call: 'pin_pages', nth: 1 },
   success: [
     { status: 201, description: 'Set', schema: ReplyOf(FaultFields), example: { ret: 0, ...example, seq: 38 } },
-    { status: 200, description: 'Was set, and is set anew', example: { ret: 0, ...example, seq: 39 } },
+    { status: 200, description: 'Is set so already: nothing changed', example: { ret: 0, ...example, seq: 39 } },
   ],
-  refusals: ['EINVAL', 'ENOSPC'],
+  refusals: ['EINVAL', 'EEXIST', 'ENOSPC'],
   refusalExample: { errno: 'EINVAL', detail: 'nth: 0 is not a count from 1' },
 });
 
