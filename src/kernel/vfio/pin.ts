@@ -191,11 +191,11 @@ function notePinnedScope(iommu: Iommu, id: string | null): void {
  */
 function pinOne(host: Host, container: Container, iommu: Iommu, page: number, offset: number, prot: number): number {
   const { dmas, pfns } = host.vfio;
-  const iova = printIova(page, offset);
   const dma = vfioFindDmaOfPage(dmas, iommu.dma_list, page, offset);
-  if (dma === null) throw new Errno('EINVAL', `iova ${iova} is not mapped in container '${container.id}'`);
+  if (dma === null)
+    throw new Errno('EINVAL', `iova ${printIova(page, offset)} is not mapped in container '${container.id}'`);
   if ((dma.prot & prot) !== prot)
-    throw new Errno('EPERM', `prot ${prot} exceeds prot ${dma.prot} of the mapping of iova ${iova}`);
+    throw new Errno('EPERM', `prot ${prot} exceeds prot ${dma.prot} of the mapping of iova ${printIova(page, offset)}`);
   const record = vfioFindVpfn(pfns, dma.pfn_list, page, offset);
   if (record !== 0) {
     pfns.addRefCount(record, 1);
@@ -204,7 +204,7 @@ function pinOne(host: Host, container: Container, iommu: Iommu, page: number, of
   const accounting = iommu.domain === null;
   const pfn = vfioPinPageExternal(host, dma, page, accounting);
   if (host.profile.pfnWithoutStructPage === 'EINVAL' && host.mm.pages.kind(pfn) === KIND_DEVICE)
-    throw new Errno('EINVAL', `page ${pfn} behind iova ${iova} has no struct page`);
+    throw new Errno('EINVAL', `page ${pfn} behind iova ${printIova(page, offset)} has no struct page`);
   if (shouldFail(host, 'record_alloc')) throw failRecord(host, container, dma, pfn, accounting);
   vfioLinkPfn(pfns, dma.pfn_list, page, pfn, offset);
   markDirty(dma, page - dma.iova, 1);
