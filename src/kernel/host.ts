@@ -47,7 +47,6 @@ export interface Bug {
 export class Host {
   /** Position in the journal of the command that is being executed, or was executed last. */
   seq = 0;
-  readonly profile: Profile;
   /** Its settings as they are now: patch_host changes them. */
   readonly options: HostOptions;
   readonly operations = new Map<string, Operation>();
@@ -73,9 +72,9 @@ export class Host {
     readonly created_at: number,
     readonly mm = new Mm(options.total_pages),
     readonly vfio = new Vfio(),
+    readonly profile: Profile = profileWith(options.profile, options.fixes),
   ) {
     this.options = { ...options };
-    this.profile = profileWith(options.profile, options.fixes);
     vfio.dmas.hides_end_of_space = this.profile.endOfSpace === 'hidden';
     this.call = {
       at: created_at,

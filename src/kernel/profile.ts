@@ -283,5 +283,5 @@ export const FIXES: Readonly<Record<string, Partial<Profile>>> = {
 export function profileWith(name: string, fixes: readonly string[]): Profile {
   const profile = PROFILES[name as ProfileName];
   if (profile === undefined) throw new Error(`no profile '${name}'`);
-  return Object.assign({ ...profile }, ...fixes.map((fix) => FIXES[fix] ?? {}));
+  return fixes.length === 0 ? profile : Object.assign({ ...profile }, ...fixes.map((fix) => FIXES[fix] ?? {}));
 }

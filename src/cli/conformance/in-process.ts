@@ -6,6 +6,7 @@ import type { Host } from '../../kernel/host.ts';
 import { hex } from '../../kernel/lib/u64.ts';
 import { getOperation } from '../../kernel/operation.ts';
 import { type Fields, type Outcome, refusalOf, type Value } from '../../kernel/outcome.ts';
+import { type Profile, profileWith } from '../../kernel/profile.ts';
 import { viewPage, viewTask } from '../../kernel/view/tasks.ts';
 import { checkExtension, listMappings, listPfns, viewContainer, viewInfo } from '../../kernel/view/vfio.ts';
 import type { Question } from './commands.ts';
@@ -18,8 +19,16 @@ import type { MemoryModel } from './trace-format.ts';
 export class InProcess implements Backend {
   readonly name = 'in process';
 
+  /** `bend` gives the hosts other behaviours than their profile has; how they are looked at does not change with it. */
+  constructor(private readonly bend: (profile: Profile) => Profile = (profile) => profile) {}
+
   async begin(options: HostOptions, model: MemoryModel): Promise<Machine> {
-    return new KernelMachine(createHost('conformance', options, 0), model);
+    const profile = profileWith(options.profile, options.fixes);
+    return new KernelMachine(
+      createHost('conformance', options, 0, this.bend(profile)),
+      model,
+      profile.taskKept === 'thread',
+    );
   }
 
   async close(): Promise<void> {}
@@ -34,6 +43,8 @@ class KernelMachine implements Machine {
   constructor(
     private readonly host: Host,
     private readonly model: MemoryModel,
+    /** Whether a mapping belongs to the thread that made it, not to its process. */
+    private readonly ownedByThread: boolean,
   ) {}
 
   async call(command: Command, inside: string | null): Promise<Reply> {
@@ -76,9 +87,12 @@ class KernelMachine implements Machine {
     const listed = exists ? listMappings(this.host, CONTAINER, null, ALL).items : [];
     const mappings = listed.map((mapping) => {
       const pfns = listPfns(this.host, CONTAINER, mapping.iova as bigint, null, ALL).items;
-      return mappingOf(printed(mapping), pfns.map(printed), this.host.profile.taskKept === 'thread');
+      return mappingOf(printed(mapping), pfns.map(printed), this.ownedByThread);
     });
-    const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1));
+    // Most pages have nothing to say: they are not even printed.
+    const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1)).filter(
+      ({ pin_count, dirty }) => pin_count !== 0 || dirty !== false,
+    );
     const tasks = Object.keys(this.model.processes).map((process) => [process, this.liveThread(process)] as const);
     return {
       mappings,

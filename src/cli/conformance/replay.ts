@@ -38,18 +38,23 @@ export interface Replay {
   stopped: string | null;
 }
 
-export async function replay(backend: Backend, trace: Trace): Promise<Replay> {
+/** Replays a trace to its end, or until `goesOn`, asked after each operation, says that it has seen enough. */
+export async function replay(
+  backend: Backend,
+  trace: Trace,
+  goesOn: (own: OwnAnswer, i: number) => boolean = () => true,
+): Promise<Replay> {
   const result: Replay = { answers: [], leftOut: new Map(), stopped: null };
   let machine: Machine | null = null;
   try {
     machine = await backend.begin(hostOptions(trace.era, trace.memory_model), trace.memory_model);
     await layOut(machine, trace);
     const player = new Player(machine, trace, result.leftOut);
-    for (const op of trace.ops) {
+    for (const [i, op] of trace.ops.entries()) {
       const answer = await player.perform(op, null);
       if (answer !== null) answer.state = await machine.state();
       result.answers.push(answer);
-      if (answer?.ret === null) break;
+      if (answer?.ret === null || !goesOn(answer, i)) break;
     }
   } catch (error) {
     if (!(error instanceof Inexpressible)) throw error;
