@@ -89,10 +89,11 @@ class KernelMachine implements Machine {
       const pfns = listPfns(this.host, CONTAINER, mapping.iova as bigint, null, ALL).items;
       return mappingOf(printed(mapping), pfns.map(printed), this.ownedByThread);
     });
-    // Most pages have nothing to say: they are not even printed.
-    const pages = Array.from({ length: this.model.pages.count }, (_, i) => viewPage(this.host, i + 1)).filter(
-      ({ pin_count, dirty }) => pin_count !== 0 || dirty !== false,
-    );
+    const pages: Fields[] = [];
+    // Most pages have nothing to say: they are not even looked at.
+    for (let pfn = 1; pfn <= this.model.pages.count; pfn++)
+      if (this.host.mm.pages.pinCount(pfn) !== 0 || this.host.mm.pages.isDirty(pfn))
+        pages.push(viewPage(this.host, pfn));
     const tasks = Object.keys(this.model.processes).map((process) => [process, this.liveThread(process)] as const);
     return {
       mappings,
@@ -130,5 +131,7 @@ function printedValue(value: Value): unknown {
   if (typeof value === 'bigint') return hex(value);
   if (Array.isArray(value)) return value.map(printedValue);
   if (typeof value !== 'object' || value === null) return value;
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, printedValue(item)]));
+  const shown: Shown = {};
+  for (const key in value) shown[key] = printedValue(value[key] as Value);
+  return shown;
 }

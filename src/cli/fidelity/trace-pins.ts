@@ -31,8 +31,7 @@ export async function agrees(
   try {
     const { answers, stopped } = await replay(new InProcess(bend), trace, (own, i) => {
       const expected = recorded.answers[i];
-      if (own !== null && expected !== undefined)
-        differs = compareAnswers(expected, own, trace).differences.length > 0;
+      if (own !== null && expected !== undefined) differs = compareAnswers(expected, own, trace).differences.length > 0;
       return !differs;
     });
     return !differs && stopped === null && answers.length === trace.ops.length;
