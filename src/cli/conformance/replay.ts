@@ -38,12 +38,17 @@ export interface Replay {
   stopped: string | null;
 }
 
-/** Replays a trace to its end, or until `goesOn`, asked after each operation, says that it has seen enough. */
-export async function replay(
-  backend: Backend,
-  trace: Trace,
-  goesOn: (own: OwnAnswer, i: number) => boolean = () => true,
-): Promise<Replay> {
+/** How much of a replay is wanted, asked for each operation by its index. */
+export interface Interest {
+  /** Whether the state after the operation is read. */
+  inState(i: number): boolean;
+  /** Whether the replay goes on after an operation that was answered so. */
+  inMore(own: OwnAnswer, i: number): boolean;
+}
+
+const INTEREST_IN_ALL: Interest = { inState: () => true, inMore: () => true };
+
+export async function replay(backend: Backend, trace: Trace, interest: Interest = INTEREST_IN_ALL): Promise<Replay> {
   const result: Replay = { answers: [], leftOut: new Map(), stopped: null };
   let machine: Machine | null = null;
   try {
@@ -52,9 +57,9 @@ export async function replay(
     const player = new Player(machine, trace, result.leftOut);
     for (const [i, op] of trace.ops.entries()) {
       const answer = await player.perform(op, null);
-      if (answer !== null) answer.state = await machine.state();
+      if (answer !== null && interest.inState(i)) answer.state = await machine.state();
       result.answers.push(answer);
-      if (answer?.ret === null || !goesOn(answer, i)) break;
+      if (answer?.ret === null || !interest.inMore(answer, i)) break;
     }
   } catch (error) {
     if (!(error instanceof Inexpressible)) throw error;

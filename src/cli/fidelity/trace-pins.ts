@@ -22,23 +22,51 @@ export interface TracePins {
   rows: Record<string, Record<string, Pin>>;
 }
 
-/** Whether a trace agrees with a host whose profile is changed; stops at the first difference. */
+/**
+ * Whether a trace agrees with a host whose profile is changed; stops at the first difference. `from` is the operation
+ * before which nothing can differ; `done` is told of each that agrees.
+ */
 export async function agrees(
   { trace, recorded }: RecordedTrace,
   bend: (profile: Profile) => Profile,
+  from = 0,
+  done: () => void = () => {},
 ): Promise<boolean> {
   let differs = false;
   try {
-    const { answers, stopped } = await replay(new InProcess(bend), trace, (own, i) => {
-      const expected = recorded.answers[i];
-      if (own !== null && expected !== undefined) differs = compareAnswers(expected, own, trace).differences.length > 0;
-      return !differs;
+    const { answers, stopped } = await replay(new InProcess(bend), trace, {
+      inState: (i) => i >= from,
+      inMore: (own, i) => {
+        const expected = recorded.answers[i];
+        if (i >= from && own !== null && expected !== undefined)
+          differs = compareAnswers(expected, own, trace).differences.length > 0;
+        done();
+        return !differs;
+      },
     });
     return !differs && stopped === null && answers.length === trace.ops.length;
   } catch {
     // A host with a value that does not fit its other ones: its layout is refused, or it breaks.
     return false;
   }
+}
+
+/** For each row that a replay asks for, the operation in which it does so first. Throws if the trace does not agree. */
+async function rowsAskedFor(recorded: RecordedTrace): Promise<Map<string, number>> {
+  const asked = new Map<string, number>();
+  let op = 0;
+  const note = (row: string): void => {
+    if (!asked.has(row)) asked.set(row, op);
+  };
+  const agree = await agrees(
+    recorded,
+    (profile) => watched(profile, note),
+    0,
+    () => op++,
+  );
+  if (agree) return asked;
+  const { file, line } = recorded.trace;
+  throw new Error(`${file}:${line}: this trace does not agree, see npm run conformance`);
 }
 
 /**
@@ -48,19 +76,19 @@ export async function agrees(
 export async function tracePins(recordings: Iterable<RecordedTrace>, table: Table): Promise<TracePins> {
   const pins: TracePins = { traces: {}, rows: {} };
   for (const recorded of recordings) {
-    const { era, file, line } = recorded.trace;
-    const asked = new Set<string>();
-    if (!(await agrees(recorded, (profile) => watched(profile, (row) => asked.add(row)))))
-      throw new Error(`${file}:${line}: this trace does not agree, see npm run conformance`);
+    const { era } = recorded.trace;
+    const asked = await rowsAskedFor(recorded);
     pins.traces[era] = (pins.traces[era] ?? 0) + 1;
     for (const [row, behaviour] of Object.entries(table)) {
       const pin = pinOf(pins, row, era);
-      const before = { ...pin.against };
+      let pinned = false;
       for (const [text, value] of otherValues(behaviour, era)) {
-        const pinned = asked.has(row) && !(await agrees(recorded, (profile) => bent(profile, row, value)));
-        pin.against[text] = (before[text] ?? 0) + (pinned ? 1 : 0);
+        const from = asked.get(row);
+        const disagrees = from !== undefined && !(await agrees(recorded, (profile) => bent(profile, row, value), from));
+        pin.against[text] = (pin.against[text] ?? 0) + (disagrees ? 1 : 0);
+        pinned ||= disagrees;
       }
-      if (Object.keys(pin.against).some((text) => pin.against[text] !== (before[text] ?? 0))) pin.traces++;
+      if (pinned) pin.traces++;
     }
   }
   return pins;
