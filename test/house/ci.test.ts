@@ -52,7 +52,15 @@ t.test('everything passes: exit code 0 and a closing line of top-level test poin
   });
   t.equal(code, 0, lines.join('\n'));
   t.equal(lines.at(-1), '4 passed, 0 failed, 1 skipped');
-  for (const step of ['npm test', 'typecheck', 'lint', 'openapi:check', 'openapi:lint', 'lint:docker'])
+  for (const step of [
+    'npm test',
+    'typecheck',
+    'lint',
+    'openapi:check',
+    'fidelity:check',
+    'openapi:lint',
+    'lint:docker',
+  ])
     t.ok(
       lines.some((line) => new RegExp(`^ok +\\d+ s +${step}$`).test(line)),
       `${step} ran`,

@@ -1,33 +1,24 @@
 // npm run fidelity: measures what pins each behaviour and writes docs/reference/fidelity.md; with --check, whether the page says so.
 
-import { fork } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { inWorker } from './in-worker.ts';
 import { claimsIn, renderPage } from './page.ts';
 import { TABLE } from './rows.ts';
 import { AGAINST_TEXTS, MAILS } from './sources.ts';
 import type { TestPins, Titles } from './test-claim.ts';
 import { addPins, type TracePins } from './trace-pins.ts';
-import type { Task } from './worker.ts';
 
 const PAGE = fileURLToPath(new URL('../../../docs/reference/fidelity.md', import.meta.url));
-const WORKER = fileURLToPath(new URL('./worker.ts', import.meta.url));
 /** Processes that share the traces: as many as the smallest machine that builds this has processors. */
 const PARTS = 2;
 
-/** Runs one task in a process of its own. tap, which the tests import, prints where nobody reads. */
-function inWorker<T>(task: Task): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const child = fork(WORKER, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
-    // tap sends messages of its own.
-    child.on('message', (message: { done?: T; failed?: string }) => {
-      if (message.done !== undefined) resolve(message.done);
-      else if (message.failed !== undefined) reject(new Error(message.failed));
-    });
-    child.once('error', reject);
-    child.once('exit', (code) => reject(new Error(`${task.measure}: the measuring process ended with ${code}`)));
-    child.send(task);
-  });
+export interface Measured {
+  traces: TracePins;
+  tests: TestPins;
+  titles: Titles;
+  /** Claims that do not hold. */
+  wrong: string[];
 }
 
 async function measureTraces(): Promise<TracePins> {
@@ -37,8 +28,15 @@ async function measureTraces(): Promise<TracePins> {
   return addPins(await Promise.all(parts));
 }
 
-const checkClaims = (claims: TestPins): Promise<{ titles: Titles; wrong: string[] }> =>
-  inWorker({ measure: 'claims', claims });
+/** Measures the traces and, where there are claims, these; else which tests to name. */
+async function measureAll(claims: TestPins | null): Promise<Measured> {
+  const tests = claims ?? (await inWorker<TestPins>({ measure: 'tests' }));
+  const [traces, { titles, wrong }] = await Promise.all([
+    measureTraces(),
+    inWorker<{ titles: Titles; wrong: string[] }>({ measure: 'claims', claims: tests }),
+  ]);
+  return { traces, tests, titles, wrong };
+}
 
 /** The first line in which two texts differ. */
 function firstDifference(is: string, wanted: string): string {
@@ -49,13 +47,17 @@ function firstDifference(is: string, wanted: string): string {
 }
 
 /** The whole command. Returns its exit code. */
-export async function main(argv: readonly string[], warn: (text: string) => void, page = PAGE): Promise<number> {
+export async function main(
+  argv: readonly string[],
+  warn: (text: string) => void,
+  page = PAGE,
+  measure = measureAll,
+): Promise<number> {
   const checks = argv.includes('--check');
   const is = checks ? readFileSync(page, 'utf8') : '';
-  const tests = checks ? claimsIn(is) : await inWorker<TestPins>({ measure: 'tests' });
-  const [traces, { titles, wrong }] = await Promise.all([measureTraces(), checkClaims(tests)]);
+  const { wrong, ...measured } = await measure(checks ? claimsIn(is) : null);
   for (const each of wrong) warn(each);
-  const wanted = renderPage({ table: TABLE, traces, tests, titles, mails: MAILS, againstTexts: AGAINST_TEXTS });
+  const wanted = renderPage({ table: TABLE, ...measured, mails: MAILS, againstTexts: AGAINST_TEXTS });
   if (!checks) writeFileSync(page, wanted);
   else if (is !== wanted)
     warn(

@@ -97,11 +97,10 @@ function section(row: string, { table, traces, tests }: PageInput): string {
 
 /** The fixes that change a row. */
 function fixesOf(row: string): string[] {
-  const changes = Object.entries(FIXES).flatMap(([fix, values]) => {
+  return Object.entries(FIXES).flatMap(([fix, values]) => {
     const value = values[row as BehaviourName];
-    return value === undefined ? [] : [`\`${fix}\` makes it ${textOf(value)}`];
+    return value === undefined ? [] : [`With the fix \`${fix}\`: ${textOf(value)}.`];
   });
-  return changes.length === 0 ? [] : [`Fix: ${changes.join('; ')}.`];
 }
 
 /** Where traces pin a row, but not against each of its values. */

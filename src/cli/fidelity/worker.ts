@@ -11,8 +11,8 @@ import { tracePins } from './trace-pins.ts';
 
 export type Task =
   | { measure: 'traces'; part: number; parts: number }
-  | { measure: 'tests' }
-  | { measure: 'claims'; claims: TestPins };
+  | { measure: 'tests'; folder?: string }
+  | { measure: 'claims'; folder?: string; claims: TestPins };
 
 const TRACES = fileURLToPath(new URL('../../../test/data/type1/', import.meta.url));
 const TESTS = fileURLToPath(new URL('../../../test/kernel/', import.meta.url));
@@ -29,8 +29,9 @@ function* tracesOf(
 
 async function perform(task: Task): Promise<unknown> {
   if (task.measure === 'traces') return tracePins(tracesOf(task.part, task.parts), TABLE);
-  const files = measuredFiles(TESTS);
-  return task.measure === 'tests' ? measureTests(TESTS, files, TABLE) : checkTests(TESTS, files, TABLE, task.claims);
+  const { folder = TESTS } = task;
+  const files = measuredFiles(folder);
+  return task.measure === 'tests' ? measureTests(folder, files, TABLE) : checkTests(folder, files, TABLE, task.claims);
 }
 
 // Hosts with values that do not fit refuse very often; nobody looks at the stacks.
