@@ -5,7 +5,7 @@ export type ProfileName = '4.10' | '5.4' | '5.8' | '5.15' | '6.18';
 /** One behaviour: what it means, the kernel functions that have it, and its value in each profile. */
 export interface Behaviour<V> {
   readonly meaning: string;
-  /** Named as in the releases of the profiles; of two names for one function, both. */
+  /** Named as in the releases of the profiles; where a function got another name or was split, both. */
   readonly functions: readonly string[];
   readonly values: Readonly<Record<ProfileName, V>>;
 }
@@ -44,17 +44,17 @@ export const BEHAVIOURS = {
   ),
   extensions: behaviour<readonly number[]>(
     'Numbers that VFIO_CHECK_EXTENSION answers 1 to without an iommu object',
-    ['vfio_iommu_type1_check_extension'],
+    ['vfio_iommu_type1_ioctl', 'vfio_iommu_type1_check_extension'],
     [NO_EXTENSIONS, NO_EXTENSIONS, NO_EXTENSIONS, [1, 3, 6, 9, 10], [1, 3, 9]],
   ),
   mapFlags: behaviour<number>(
     'Flag bits that VFIO_IOMMU_MAP_DMA knows',
-    ['vfio_iommu_type1_map_dma'],
+    ['vfio_iommu_type1_ioctl', 'vfio_iommu_type1_map_dma'],
     [0x3, 0x3, 0x3, 0x7, 0x7],
   ),
   unmapFlags: behaviour<number>(
     'Flag bits that VFIO_IOMMU_UNMAP_DMA knows',
-    ['vfio_iommu_type1_unmap_dma'],
+    ['vfio_iommu_type1_ioctl', 'vfio_iommu_type1_unmap_dma'],
     [0x0, 0x0, 0x1, 0x7, 0x7],
   ),
   rangeOverflow: behaviour(
@@ -69,7 +69,7 @@ export const BEHAVIOURS = {
   ),
   infoCapabilities: behaviour<readonly number[]>(
     'Capability chain of VFIO_IOMMU_GET_INFO: 1 iova ranges (only if there are any), 2 migration, 3 dma_avail',
-    ['vfio_iommu_type1_get_info'],
+    ['vfio_iommu_type1_ioctl', 'vfio_iommu_type1_get_info'],
     [[], [1], [2, 1], [2, 3, 1], [2, 3, 1]],
   ),
   infoCapabilityAlign: behaviour<number>(
@@ -81,7 +81,7 @@ export const BEHAVIOURS = {
   // Pin and unpin
   pinBias: behaviour<number>(
     'Raw page references of one pin: 1024 since FOLL_PIN',
-    ['try_grab_page'],
+    ['try_grab_page', 'try_grab_folio'],
     [1, 1, 1024, 1024, 1024],
   ),
   multiDeviceGroupPin: behaviour(
@@ -227,7 +227,11 @@ export const BEHAVIOURS = {
   ),
 
   // Dirty log, dma_rw, vaddr
-  dirtyLog: behaviour('VFIO_IOMMU_DIRTY_PAGES', ['vfio_iommu_type1_dirty_pages'], [false, false, true, true, true]),
+  dirtyLog: behaviour(
+    'VFIO_IOMMU_DIRTY_PAGES',
+    ['vfio_iommu_type1_ioctl', 'vfio_iommu_type1_dirty_pages'],
+    [false, false, true, true, true],
+  ),
   dirtyFillOnDetach: behaviour(
     'An IOMMU-backed group leaves that never pinned: everything is dirty once',
     ['vfio_iommu_type1_detach_group'],

@@ -176,7 +176,7 @@ t.test('page: values, functions, fixes, and counts of a behaviour; 5.4 and 5.8 r
   const dirtyLog = sectionOf(page, 'dirtyLog');
   t.match(dirtyLog, '| value | false | false | true | true | true |');
   t.match(dirtyLog, '| traces | text only | text only | text only | 4 of 8 | text only |');
-  t.match(dirtyLog, 'Kernel: `vfio_iommu_type1_dirty_pages()`.');
+  t.match(dirtyLog, 'Kernel: `vfio_iommu_type1_ioctl()`, `vfio_iommu_type1_dirty_pages()`.');
   t.match(dirtyLog, 'No measured test pins it');
   t.match(sectionOf(page, 'extensions'), 'No trace tells 5.15 from (1, 3, 9).');
   t.match(sectionOf(page, 'failedReplay'), 'With the fix `failed_replay_leak`: undone.');
