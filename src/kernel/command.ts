@@ -58,6 +58,8 @@ export interface NotifierSpec {
   /** 0 VFIO_IOMMU_NOTIFY, 1 VFIO_GROUP_NOTIFY, or any other integer. */
   type: number;
   priority: number;
+  /** The caller named type or priority, if only to give them their defaults. */
+  explicit?: true;
   delivery: Delivery;
 }
 
@@ -88,6 +90,7 @@ export type Command =
   | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number }
   /** thread_only: a leader alone, its other threads live on. */
   | { op: 'exit'; task: string; thread_only?: boolean }
+  | { op: 'exec'; task: string }
   | { op: 'adjust_locked_vm'; task: string; delta: number }
   | { op: 'put_page'; pfn: number; kind: PageKind }
   | { op: 'put_page_contents'; contents: PageContents }

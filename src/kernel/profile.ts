@@ -217,6 +217,11 @@ export const BEHAVIOURS = {
     'close',
   ]),
 
+  groupLockAroundCalls: behaviour(
+    "Whether an unmap holds the lock of the container's groups while handlers run, so that attach and detach deadlock",
+    [true, false, false, false, false],
+  ),
+
   // IOMMU-backed groups
   remotePinBatch: behaviour<number>('Pages that the IOMMU path gets at a time', [1, 1, 1, 512, 512]),
   remotePinFault: behaviour(
@@ -282,6 +287,7 @@ export const FIXES: Readonly<Record<string, Partial<Profile>>> = {
   double_register: { doubleRegister: 'warns' },
   end_of_space: { endOfSpace: 'found' },
   failed_replay_leak: { failedReplay: 'undone' },
+  group_lock: { groupLockAroundCalls: false },
   limit_test_when_iommu_backed: { limitTest: 'charged' },
   thread_as_owner: { taskKept: 'leader' },
   unmap_wrap: { unmapWrapTest: true },

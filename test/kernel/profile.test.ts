@@ -335,6 +335,16 @@ const PROBES: Record<BehaviourName, [profile: string, probe: (profile: string, r
     },
   ],
   groupChainCheck: ['5.15', (p, row) => noteOpenAndClosed(of(p, row))],
+  groupLockAroundCalls: [
+    '4.10',
+    (p, row) => {
+      const m = pinned(of(p, row));
+      m.run({ op: 'put_group', group: 'G2', kind: 'mdev' });
+      m.handlers.delete('L1');
+      m.start(m.unmapCommand(0x10000n, PAGE));
+      return seen(m.run({ op: 'set_container', group: 'G2', container: 'C', task: 'T' }));
+    },
+  ],
   remotePinBatch: [
     '5.15',
     (p, row) => {

@@ -82,7 +82,7 @@ export function taskFields(host: Host, task: Task): Fields {
     id: task.id,
     pid: task.pid,
     mm: task.mm,
-    thread_of: task.body.thread_of,
+    thread_of: task.leader === task.id ? null : task.body.thread_of,
     alive: mm !== null,
     rlimit_memlock: threadGroupOf(host, task).rlimit_memlock,
     cap_ipc_lock: task.cap_ipc_lock,
@@ -174,6 +174,31 @@ export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>):
     task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
   for (const id of ending) exitThread(host, id);
   return { ret: 0, fields: {} };
+}
+
+/**
+ * Models de_thread() and exec_mmap(): the other threads of the process end, the task becomes its leader under the leader's pid,
+ * and gets an empty address space. Who has exited before belongs to the same process still. ESRCH: it has exited.
+ */
+export function execMmap(host: Host, id: string): Task & { mm: MmId } {
+  const task = getTask(host, id);
+  requireMm(host, id);
+  const { mm: memory } = host;
+  const group = threadGroupOf(host, task);
+  for (const other of group.threads.filter((thread) => thread !== id)) exitThread(host, other);
+  exitThread(host, id);
+  const old = task.leader;
+  if (old !== id) {
+    const leader = getTask(host, old);
+    [task.pid, leader.pid] = [leader.pid, task.pid];
+    memory.thread_groups.delete(old);
+    memory.thread_groups.set(id, group);
+    for (const thread of memory.tasks.values()) if (thread.leader === old) thread.leader = id;
+  }
+  const mm = new MmStruct(`mm-${memory.next_mm++}`);
+  memory.mms.set(mm.id, mm);
+  group.threads.push(id);
+  return Object.assign(task, { mm: mm.id });
 }
 
 /**

@@ -6,6 +6,7 @@ import type { Bug, Host } from '../host.ts';
 import { MAX_CONTAINERS } from '../limits.ts';
 import type { Done } from '../outcome.ts';
 import { vfioIommuType1AttachGroup } from './attach.ts';
+import { requireGroupLock } from './group-lock.ts';
 import { type Iommu, vfioIommuType1Open } from './iommu.ts';
 import { wakeVaddrWaiters } from './vaddr.ts';
 
@@ -107,13 +108,14 @@ export function closeContainer(
 
 /**
  * Models vfio_ioctl_set_iommu().
- * EIO dead; EBADF closed; EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
+ * EIO dead; EBADF closed; EDEADLK (4.10); EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
  * that is not a type; EINVAL the iova ranges of the groups exclude each other, and then none is attached.
  */
 export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu' }>): Done {
   const container = getContainer(host, command.container);
   requireAlive(container);
   requireOpen(container);
+  requireGroupLock(host, container, 'set_iommu', 'vfio_ioctl_set_iommu');
   if (container.groups.length === 0)
     throw new Errno('EINVAL', `container '${container.id}' has no group`, {
       hint: 'SET_CONTAINER comes before SET_IOMMU',

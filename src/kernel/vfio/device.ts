@@ -12,6 +12,7 @@ import {
   getGroup,
   putGroup,
   requireGroupFd,
+  requireMayDissolve,
   setContainer,
   vfioGroupAddContainerUser,
   vfioGroupTryDissolveContainer,
@@ -69,8 +70,11 @@ export function putDevice(host: Host, command: Extract<Command, { op: 'put_devic
   return { ret: 0, created: false, fields: { id } };
 }
 
-const sameNotifier = (a: NotifierSpec | null, b: NotifierSpec | null): boolean =>
-  a === b || (a !== null && b !== null && JSON.stringify(a) === JSON.stringify(b));
+/** Compared with the defaults applied: it does not matter which of them were named. */
+function sameNotifier(a: NotifierSpec | null, b: NotifierSpec | null): boolean {
+  const print = (spec: NotifierSpec): string => JSON.stringify({ ...spec, explicit: undefined });
+  return a === b || (a !== null && b !== null && print(a) === print(b));
+}
 
 /**
  * The shortcut: makes the container (TYPE1v2) and an mdev group named after the device where they are missing, attaches,
@@ -160,6 +164,7 @@ export function closeDevice(host: Host, { device: id }: Extract<Command, { op: '
     const { container, iommu } = vfioGroupAddContainerUser(host, group);
     unregisterDevice(host, container, iommu, device);
   }
+  requireMayDissolve(host, group, 'vfio_device_fops_release');
   device.open_count--;
   vfioGroupTryDissolveContainer(host, group);
   return { ret: 0, fields: { open_count: device.open_count } };

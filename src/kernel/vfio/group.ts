@@ -9,6 +9,7 @@ import { getTask } from '../mm/task.ts';
 import type { Done } from '../outcome.ts';
 import { vfioIommuType1AttachGroup } from './attach.ts';
 import { type Container, containerOf, getContainer, requireAlive, requireOpen } from './container.ts';
+import { requireGroupLock } from './group-lock.ts';
 import { type Iommu, refuseSecondAttach, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
 import { blocksOf, emptyChain, type NotifierChain } from './notifier-chain.ts';
 
@@ -101,11 +102,12 @@ function warnOfListeners(host: Host, group: Group, where: string): void {
   if (left.length > 0) splat(host, 'WARN', where, `group notifier chain not empty (${left.join(', ')})`, []);
 }
 
-/** Models vfio_group_fops_release(): with devices open, the binding lives until the last of them closes. EIO, EBADF. */
+/** Models vfio_group_fops_release(): with devices open, the binding lives until the last of them closes. EIO, EBADF, EDEADLK. */
 export function closeGroup(host: Host, { group: id }: Extract<Command, { op: 'close_group' }>): Done {
   const group = getGroup(host, id);
   containerOf(host, group.container);
   requireGroupFd(group);
+  requireMayDissolve(host, group, 'vfio_group_fops_release');
   if (host.profile.groupChainCheck === 'close') warnOfListeners(host, group, 'vfio_group_fops_release');
   group.fd_open = false;
   vfioGroupTryDissolveContainer(host, group);
@@ -114,7 +116,7 @@ export function closeGroup(host: Host, { group: id }: Extract<Command, { op: 'cl
 
 /**
  * Models vfio_group_set_container(). `task` is the caller, whose limit a replay uses; without it each mapping's own task.
- * EIO container dead; EBADF group or container fd closed; EINVAL bound already; the errors of vfioIommuType1AttachGroup.
+ * EIO container dead; EBADF group or container fd closed; EINVAL bound already; EDEADLK (4.10); the errors of vfioIommuType1AttachGroup.
  */
 export function setContainer(host: Host, command: Extract<Command, { op: 'set_container' }>): Done {
   const group = getGroup(host, command.group);
@@ -125,6 +127,7 @@ export function setContainer(host: Host, command: Extract<Command, { op: 'set_co
   if (group.container_users > 0)
     throw new Errno('EINVAL', `group '${group.id}' is bound to container '${group.container}' already`);
   requireOpen(container);
+  requireGroupLock(host, container, 'set_container', 'vfio_group_set_container');
   refuseSecondAttach(host, group.id);
   if (command.task !== null) getTask(host, command.task);
   if (container.iommu !== null) {
@@ -142,7 +145,7 @@ export function bind(container: Container, group: Group): void {
   container.groups.push(group.id);
 }
 
-/** Models vfio_group_unset_container(). EIO; EBADF; EINVAL not bound; EBUSY a device is open. */
+/** Models vfio_group_unset_container(). EIO; EBADF; EINVAL not bound; EBUSY a device is open; EDEADLK (4.10). */
 export function unsetContainer(host: Host, { group: id }: Extract<Command, { op: 'unset_container' }>): Done {
   const group = getGroup(host, id);
   containerOf(host, group.container);
@@ -156,9 +159,16 @@ export function unsetContainer(host: Host, { group: id }: Extract<Command, { op:
         hint: 'close its devices; a pin or registration that waits counts until it returns',
       },
     );
+  requireMayDissolve(host, group, 'vfio_group_unset_container');
   group.container_users = 0;
   unbind(host, group);
   return { ret: 0, fields: {} };
+}
+
+/** EDEADLK: the last user of the group's binding leaves, and the lock that this takes is held. */
+export function requireMayDissolve(host: Host, group: Group, where: string): void {
+  if (group.container_users === 1)
+    requireGroupLock(host, getContainer(host, group.container as string), `detaching group '${group.id}'`, where);
 }
 
 /** Models vfio_group_try_dissolve_container(): one user less; the last one unbinds. */

@@ -142,7 +142,7 @@ export function isRegistered({ vfio }: Host, id: string): boolean {
  * EOPNOTSUPP type or priority, or a driver that never has one; EEXIST it has one, or the id is another device's; EDEADLK.
  */
 function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: NotifierSpec): Done {
-  if (spec.type !== IOMMU_NOTIFY || spec.priority !== 0)
+  if (spec.explicit === true || spec.type !== IOMMU_NOTIFY || spec.priority !== 0)
     throw new Errno('EOPNOTSUPP', 'type and priority are of notifier blocks, which this kernel does not have', {
       hint: 'from 6.0 on a driver has one dma_unmap op; leave type and priority away',
     });
