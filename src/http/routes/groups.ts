@@ -114,7 +114,7 @@ const close = describe({
   body: closed({}),
   bodyExample: {},
   success: [{ status: 200, description: 'Closed', schema: ReplyOf({}), example: { ret: 0, seq: 20 } }],
-  refusals: ['EBADF', 'EIO'],
+  refusals: ['EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBADF', detail: "group '26': its file descriptor is closed" },
 });
 
@@ -130,7 +130,7 @@ const set = describe({
   body: closed({ container: Id('Container', 'vfio0'), task: Type.Optional(Id('Caller', 'qemu')) }),
   bodyExample: { container: 'vfio0' },
   success: [{ status: 200, description: 'Bound', schema: ReplyOf({}), example: { ret: 0, seq: 21 } }],
-  refusals: ['EINVAL', 'EBADF', 'EBUSY', 'EFAULT', 'ENOMEM', 'EINTR', 'ESRCH', 'ENODEV', 'EIO'],
+  refusals: ['EINVAL', 'EBADF', 'EBUSY', 'EFAULT', 'ENOMEM', 'EINTR', 'ESRCH', 'ENODEV', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "group '26' is bound to container 'vfio0' already" },
 });
 
@@ -144,7 +144,7 @@ const unset = describe({
   body: closed({}),
   bodyExample: {},
   success: [{ status: 200, description: 'Unbound', schema: ReplyOf({}), example: { ret: 0, seq: 22 } }],
-  refusals: ['EBUSY', 'EINVAL', 'EBADF', 'EIO'],
+  refusals: ['EBUSY', 'EINVAL', 'EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBUSY', detail: "group '26' has 1 open device" },
 });
 

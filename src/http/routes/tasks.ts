@@ -127,6 +127,28 @@ const exit = describe({
   refusalExample: { errno: 'ESRCH', detail: "task 'qemu' has exited" },
 });
 
+const exec = describe({
+  operationId: 'exec',
+  tag: 'tasks',
+  summary: 'Exec',
+  description:
+    'The task runs another program: its address space is a new and empty one, the other threads of its process end, and it leads the process from now on. Mappings that it made stay. Up to 6.2 they are backed by the new address space, which they were never charged to: an unpin takes locked_vm below 0.',
+  does: 'command',
+  params: task,
+  body: closed({}),
+  bodyExample: {},
+  success: [
+    {
+      status: 200,
+      description: 'Another program runs',
+      schema: ReplyOf({ id: Type.String(), pid: Int('Process id'), mm: Type.String() }),
+      example: { ret: 0, id: 'qemu', pid: 1000, mm: 'mm-2', seq: 30 },
+    },
+  ],
+  refusals: ['ESRCH'],
+  refusalExample: { errno: 'ESRCH', detail: "task 'qemu' has exited" },
+});
+
 const adjust = describe({
   operationId: 'adjust_locked_vm',
   tag: 'tasks',
@@ -181,6 +203,9 @@ export function taskRoutes(app: Api): void {
       task: request.params.task,
       ...(request.body.thread_only === true ? { thread_only: true } : {}),
     }),
+  );
+  app.post(`${one}/exec`, { schema: exec }, (request, reply) =>
+    submit(request, reply, { op: 'exec', task: request.params.task }),
   );
   app.post(`${one}/adjust_locked_vm`, { schema: adjust }, (request, reply) =>
     submit(request, reply, { op: 'adjust_locked_vm', task: request.params.task, delta: int(request.body.delta) }),
