@@ -209,6 +209,13 @@ export const BEHAVIOURS = {
     'When leftover pins are warned about: when the last mdev group leaves, or when their mapping is removed',
     ['at-detach', 'at-detach', 'at-detach', 'at-removal', 'at-removal'],
   ),
+  detachFunction: behaviour('Function through which a group leaves its container, as call traces name it', [
+    '__vfio_group_unset_container',
+    '__vfio_group_unset_container',
+    '__vfio_group_unset_container',
+    '__vfio_group_unset_container',
+    'vfio_group_detach_container',
+  ]),
   groupChainCheck: behaviour('When a group notifier chain that is not empty is warned about', [
     'close',
     'open',
@@ -284,8 +291,10 @@ export const DEFAULT_PROFILE: ProfileName = '5.15';
 export const FIXES: Readonly<Record<string, Partial<Profile>>> = {
   add_record_leak: { addRecordFailure: 'undone' },
   bisect_on_restart: { bisectOnRestart: 'success' },
+  dma_rw_dirty_pages: { dmaRwDirties: 'touched' },
   double_register: { doubleRegister: 'warns' },
   end_of_space: { endOfSpace: 'found' },
+  exec_underflow: { mmKept: 'mapping' },
   failed_replay_leak: { failedReplay: 'undone' },
   group_lock: { groupLockAroundCalls: false },
   limit_test_when_iommu_backed: { limitTest: 'charged' },
@@ -294,9 +303,10 @@ export const FIXES: Readonly<Record<string, Partial<Profile>>> = {
   zero_page_reference: { zeroPagePin: 'released-at-once' },
 };
 
-/** A profile without the defects that are named. Precondition: the names are known. */
+/** A profile without the defects that are named. The newest one has none of them. Precondition: the names are known. */
 export function profileWith(name: string, fixes: readonly string[]): Profile {
   const profile = PROFILES[name as ProfileName];
   if (profile === undefined) throw new Error(`no profile '${name}'`);
+  if (profile.name === PROFILE_NAMES.at(-1)) return { ...profile };
   return Object.assign({ ...profile }, ...fixes.map((fix) => FIXES[fix] ?? {}));
 }

@@ -126,6 +126,28 @@ t.test('exec', async (t) => {
   );
 });
 
+t.test('fixes', async (t) => {
+  await inProfiles(t, ['4.10', '5.15'], 'exec_underflow: exec leaves the charge with the old mm', (t, profile) => {
+    const m = setup({ profile, fixes: ['exec_underflow'] });
+    m.map(0x10000n, PAGE);
+    m.pin([0x10000n]);
+    exec(m);
+    m.unpin([0x10000n]);
+    t.same([m.lv(), m.dmesg('WARN')], [0, []]);
+  });
+  await inProfiles(t, ['5.8'], 'dma_rw_dirty_pages: a write marks every page that it touches', (t, profile) => {
+    const m = setup({ profile, fixes: ['dma_rw_dirty_pages'] });
+    m.map(0x10000n, 0x2000n);
+    const log = { op: 'dirty_pages' as const, container: 'C', argsz: null, task: null };
+    m.run({ ...log, flags: 1, range: null });
+    const data = Buffer.from([1, 2]).toString('base64');
+    m.run({ op: 'dma_rw', device: 'D1', iova: 0x10fffn, length: 2, write: true, data, task: null });
+    const range = { iova: 0x10000n, size: 0x2000n, pgsize: PAGE, bitmap_size: 8n };
+    const { bitmap } = m.run({ ...log, flags: 4, range }).fields;
+    t.equal(Buffer.from(bitmap as string, 'base64')[0], 3);
+  });
+});
+
 t.test('leaks', async (t) => {
   await inProfiles(t, PROFILE_NAMES, 'leaks: the WARN is the one that the profile raises', (t, profile) => {
     const m = setup({ profile });

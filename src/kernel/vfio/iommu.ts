@@ -115,7 +115,7 @@ function vfioSanityCheckPfnList(host: Host, container: Container, iommu: Iommu):
   for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
     if (dma.pfn_list.root === 0) continue;
     const { where, text } = leftoverWarning(host, container.id, dma, dma.pfn_list.count);
-    splat(host, 'WARN', where, text, ['vfio_iommu_type1_detach_group', '__vfio_group_unset_container']);
+    splat(host, 'WARN', where, text, ['vfio_iommu_type1_detach_group', host.profile.detachFunction]);
     break;
   }
   warnOfListeners(host, iommu, 'vfio_sanity_check_pfn_list', ['vfio_iommu_type1_detach_group']);
@@ -130,7 +130,7 @@ function warnOfListeners(
   const left = blocksOf(iommu.notifier);
   if (left.length === 0) return;
   const what = `listeners-left-at-detach: notifier chain or device list not empty (${left.join(', ')})`;
-  splat(host, 'WARN', where, what, [...path, '__vfio_group_unset_container']);
+  splat(host, 'WARN', where, what, [...path, host.profile.detachFunction]);
 }
 
 /** Models vfio_iommu_unmap_unpin_all(). */
@@ -152,7 +152,7 @@ export function vfioIommuType1Release(host: Host, container: Container, iommu: I
       container,
       'vfio_iommu_type1_release',
       `use-after-free: iommu freed under ${users.join(', ')}`,
-      ['__vfio_group_unset_container'],
+      [host.profile.detachFunction],
     );
 }
 
