@@ -66,6 +66,13 @@ export const BEHAVIOURS = {
 
   // Pin and unpin
   pinBias: behaviour<number>('Raw page references of one pin: 1024 since FOLL_PIN', [1, 1, 1024, 1024, 1024]),
+  noiommuUser: behaviour('A pin, unpin or dma_rw through a device of a noiommu group', [
+    'EPERM',
+    'EPERM',
+    'EPERM',
+    'EPERM',
+    'ENOTTY',
+  ]),
   multiDeviceGroupPin: behaviour('A pin from a device in a group of several devices', [
     'allowed',
     'allowed',

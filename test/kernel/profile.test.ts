@@ -335,6 +335,17 @@ const PROBES: Record<BehaviourName, [profile: string, probe: (profile: string, r
     },
   ],
   groupChainCheck: ['5.15', (p, row) => noteOpenAndClosed(of(p, row))],
+  noiommuUser: [
+    '5.15',
+    (p, row) => {
+      const m = bend(new Machine({ profile: p }), row);
+      m.run({ op: 'put_container', container: 'C' });
+      m.run({ op: 'put_group', group: 'N', kind: 'noiommu' });
+      m.run({ op: 'set_container', group: 'N', container: 'C', task: null });
+      m.run({ op: 'put_device', device: 'D1', group: 'N' });
+      return seen(m.pin([0x10000n]));
+    },
+  ],
   detachFunction: [
     '5.15',
     (p, row) => {

@@ -44,7 +44,7 @@ t.test('revision 1: every host is as it was', async (t) => {
   for (const [url, then] of Object.entries<Json>(JSON.parse(unzipped('shown.json.gz').toString()))) {
     const { status, body } = await ask(app, 'GET', url);
     t.equal(status, 200, url);
-    t.strictSame(withoutWarn(body), withoutWarn(then), url);
+    t.has(withoutWarn(body), withoutWarn(then), `${url}: fields may have been added`);
   }
   const db = new Database(file, { readonly: true });
   const revisions = db.prepare('SELECT DISTINCT revision FROM journal').pluck().all();

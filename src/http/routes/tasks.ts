@@ -14,6 +14,7 @@ const task = { host: Path.host, task: Path.task };
 
 const rlimit_memlock = Type.Union([Type.Literal('unlimited'), U64('Bytes')], { description: 'RLIMIT_MEMLOCK' });
 const cap_ipc_lock = Type.Boolean({ description: 'CAP_IPC_LOCK' });
+const cap_sys_rawio = Type.Boolean({ description: 'CAP_SYS_RAWIO, which noiommu groups ask for' });
 
 /** RLIMIT_MEMLOCK where PUT names none. */
 const DEFAULT_RLIMIT = '0x4000000';
@@ -26,6 +27,7 @@ const example = {
   alive: true,
   rlimit_memlock: '0x40000000',
   cap_ipc_lock: false,
+  cap_sys_rawio: false,
   locked_vm: 2,
   VmLck: 8,
   VmPin: 0,
@@ -43,6 +45,7 @@ const put = describe({
   body: closed({
     rlimit_memlock: Type.Optional(rlimit_memlock),
     cap_ipc_lock: Type.Optional(cap_ipc_lock),
+    cap_sys_rawio: Type.Optional(cap_sys_rawio),
     thread_of: Type.Optional(Id('Task whose thread it is', 'qemu')),
   }),
   bodyExample: { rlimit_memlock: '0x4000000', cap_ipc_lock: false },
@@ -65,7 +68,11 @@ const patch = describe({
   description: "The limit is the process's, the capability the thread's.",
   does: 'command',
   params: task,
-  body: closed({ rlimit_memlock: Type.Optional(rlimit_memlock), cap_ipc_lock: Type.Optional(cap_ipc_lock) }),
+  body: closed({
+    rlimit_memlock: Type.Optional(rlimit_memlock),
+    cap_ipc_lock: Type.Optional(cap_ipc_lock),
+    cap_sys_rawio: Type.Optional(cap_sys_rawio),
+  }),
   bodyExample: { rlimit_memlock: 'unlimited' },
   success: [
     {
@@ -177,12 +184,13 @@ export function taskRoutes(app: Api): void {
   const all = '/v1/hosts/:host/tasks';
   const one = `${all}/:task`;
   app.put(one, { schema: put }, (request, reply) => {
-    const { rlimit_memlock = DEFAULT_RLIMIT, cap_ipc_lock = false, thread_of = null } = request.body;
+    const { rlimit_memlock = DEFAULT_RLIMIT, cap_ipc_lock = false, cap_sys_rawio, thread_of = null } = request.body;
     return submit(request, reply, {
       op: 'put_task',
       task: request.params.task,
       rlimit_memlock: limitOf(rlimit_memlock),
       cap_ipc_lock,
+      ...(cap_sys_rawio === true ? { cap_sys_rawio } : {}),
       thread_of,
     });
   });

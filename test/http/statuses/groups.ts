@@ -28,6 +28,17 @@ const CASES: Case[] = [
     body: { kind: 'iommu', aperture: { start: '0x1000', last: '0xfff' } },
   },
   { operationId: 'open_group', status: 409, errno: 'EBUSY' },
+  {
+    operationId: 'open_group',
+    status: 422,
+    errno: 'EPERM',
+    before: [
+      ['PUT', '/groups/40', { kind: 'noiommu' }],
+      ['POST', '/groups/40/close', {}],
+    ],
+    path: { group: '40' },
+    body: { task: 'qemu' },
+  },
   { operationId: 'close_group', status: 422, errno: 'EBADF', before: [['POST', '/groups/26/close', {}]] },
   { operationId: 'set_container', status: 422, errno: 'EINVAL' },
   { operationId: 'unset_container', status: 409, errno: 'EBUSY' },
