@@ -62,18 +62,13 @@ function deliveryOf(body: Static<typeof DeliveryBody>): Delivery {
   return { kind, behavior, n, delay_ms: int(delay_ms) };
 }
 
-export function notifierOf({
-  id,
-  events,
-  type = 'IOMMU',
-  priority = 0,
-  delivery,
-}: Static<typeof NotifierBody>): NotifierSpec {
+export function notifierOf({ id, events, type, priority, delivery }: Static<typeof NotifierBody>): NotifierSpec {
   return {
     ...(id === undefined ? {} : { id }),
     events: word(events, EVENTS),
-    type: notifierType(type),
-    priority: int(priority),
+    type: notifierType(type ?? 'IOMMU'),
+    priority: int(priority ?? 0),
+    ...(type === undefined && priority === undefined ? {} : { explicit: true }),
     delivery: deliveryOf(delivery),
   };
 }

@@ -35,6 +35,9 @@ export interface AddressRange {
   last: bigint;
 }
 
+/** mdev: devices without an IOMMU of their own. iommu: devices behind one. noiommu: devices that lack one and are handed out all the same. */
+export type GroupKind = 'mdev' | 'iommu' | 'noiommu';
+
 export type PageKind = 'normal' | 'reserved' | 'zero' | 'device';
 
 export type BuiltinBehavior =
@@ -58,6 +61,8 @@ export interface NotifierSpec {
   /** 0 VFIO_IOMMU_NOTIFY, 1 VFIO_GROUP_NOTIFY, or any other integer. */
   type: number;
   priority: number;
+  /** The caller named type or priority, if only to give them their defaults. */
+  explicit?: true;
   delivery: Delivery;
 }
 
@@ -80,14 +85,22 @@ export type Command =
       task: string;
       rlimit_memlock: bigint | 'unlimited';
       cap_ipc_lock: boolean;
+      cap_sys_rawio?: boolean;
       thread_of: string | null;
     }
-  | { op: 'patch_task'; task: string; rlimit_memlock?: bigint | 'unlimited'; cap_ipc_lock?: boolean }
+  | {
+      op: 'patch_task';
+      task: string;
+      rlimit_memlock?: bigint | 'unlimited';
+      cap_ipc_lock?: boolean;
+      cap_sys_rawio?: boolean;
+    }
   | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
   | { op: 'munmap'; task: string; addr: bigint; length: bigint }
   | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number }
   /** thread_only: a leader alone, its other threads live on. */
   | { op: 'exit'; task: string; thread_only?: boolean }
+  | { op: 'exec'; task: string }
   | { op: 'adjust_locked_vm'; task: string; delta: number }
   | { op: 'put_page'; pfn: number; kind: PageKind }
   | { op: 'put_page_contents'; contents: PageContents }
@@ -95,8 +108,9 @@ export type Command =
   | { op: 'put_container'; container: string }
   /** notify_only: the back end is told of the close, as in the recorded traces, and ioctls are taken all the same. */
   | { op: 'close_container'; container: string; notify_only?: boolean }
-  | { op: 'put_group'; group: string; kind: 'mdev' | 'iommu'; reserved?: AddressRange[]; aperture?: AddressRange }
-  | { op: 'open_group'; group: string }
+  | { op: 'put_group'; group: string; kind: GroupKind; reserved?: AddressRange[]; aperture?: AddressRange }
+  /** Without a task the caller may do anything. */
+  | { op: 'open_group'; group: string; task?: string }
   | { op: 'close_group'; group: string }
   | { op: 'set_container'; group: string; container: string; task: string | null }
   | { op: 'unset_container'; group: string }

@@ -1,6 +1,7 @@
 // The one entrance to a host: executes a command, whole, and says what came of it. No logic here, only the switch.
 
 import type { Call, Command, HostOptions } from './command.ts';
+import { exec } from './exec.ts';
 import { deleteFault, putFault } from './fault-rule.ts';
 import { Host, trace } from './host.ts';
 import { mmap, mprotect, munmap } from './mm/mmap.ts';
@@ -40,6 +41,8 @@ function dispatch(host: Host, command: Command): Done {
       return mprotect(host, command);
     case 'exit':
       return exitTask(host, command);
+    case 'exec':
+      return exec(host, command);
     case 'adjust_locked_vm':
       return adjustLockedVm(host, command);
     case 'put_page':

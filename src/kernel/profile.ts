@@ -84,6 +84,11 @@ export const BEHAVIOURS = {
     ['try_grab_page', 'try_grab_folio'],
     [1, 1, 1024, 1024, 1024],
   ),
+  noiommuUser: behaviour(
+    'A pin, unpin or dma_rw through a device of a noiommu group',
+    ['vfio_group_add_container_user', 'vfio_device_container_pin_pages'],
+    ['EPERM', 'EPERM', 'EPERM', 'EPERM', 'ENOTTY'],
+  ),
   multiDeviceGroupPin: behaviour(
     'A pin from a device in a group of several devices',
     ['vfio_pin_pages'],
@@ -198,10 +203,26 @@ export const BEHAVIOURS = {
     ['vfio_sanity_check_pfn_list', 'vfio_remove_dma'],
     ['at-detach', 'at-detach', 'at-detach', 'at-removal', 'at-removal'],
   ),
+  detachFunction: behaviour(
+    'Function through which a group leaves its container, as call traces name it',
+    ['__vfio_group_unset_container', 'vfio_group_detach_container'],
+    [
+      '__vfio_group_unset_container',
+      '__vfio_group_unset_container',
+      '__vfio_group_unset_container',
+      '__vfio_group_unset_container',
+      'vfio_group_detach_container',
+    ],
+  ),
   groupChainCheck: behaviour(
     'When a group notifier chain that is not empty is warned about',
     ['vfio_group_fops_open', 'vfio_group_fops_release'],
     ['close', 'open', 'open', 'open', 'close'],
+  ),
+  groupLockAroundCalls: behaviour(
+    "Whether an unmap holds the lock of the container's groups while handlers run, so that attach and detach deadlock",
+    ['vfio_fops_unl_ioctl', 'vfio_group_set_container'],
+    [true, false, false, false, false],
   ),
 
   // IOMMU-backed groups
@@ -274,18 +295,24 @@ export const DEFAULT_PROFILE: ProfileName = '5.15';
 export const FIXES: Readonly<Record<string, Partial<Profile>>> = {
   add_record_leak: { addRecordFailure: 'undone' },
   bisect_on_restart: { bisectOnRestart: 'success' },
+  dma_rw_dirty_pages: { dmaRwDirties: 'touched' },
   double_register: { doubleRegister: 'warns' },
   end_of_space: { endOfSpace: 'found' },
+  exec_underflow: { mmKept: 'mapping' },
   failed_replay_leak: { failedReplay: 'undone' },
+  group_lock: { groupLockAroundCalls: false },
   limit_test_when_iommu_backed: { limitTest: 'charged' },
   thread_as_owner: { taskKept: 'leader' },
   unmap_wrap: { unmapWrapTest: true },
   zero_page_reference: { zeroPagePin: 'released-at-once' },
 };
 
-/** A profile without the defects that are named. Precondition: the names are known. */
+/**
+ * A profile without the defects that are named. The newest one has none of them. Precondition: the names are known.
+ */
 export function profileWith(name: string, fixes: readonly string[]): Profile {
   const profile = PROFILES[name as ProfileName];
   if (profile === undefined) throw new Error(`no profile '${name}'`);
-  return fixes.length === 0 ? profile : Object.assign({ ...profile }, ...fixes.map((fix) => FIXES[fix] ?? {}));
+  if (fixes.length === 0 || profile.name === PROFILE_NAMES.at(-1)) return profile;
+  return Object.assign({ ...profile }, ...fixes.map((fix) => FIXES[fix] ?? {}));
 }

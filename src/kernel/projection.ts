@@ -93,9 +93,9 @@ const objectsOf = (host: Host): Projection => ({
       locked_vm: mmOf(host, task.id)?.locked_vm ?? null,
     };
   }),
-  containers: [...host.vfio.containers.values()].map(({ id, iommu, dead }) => ({
+  containers: [...host.vfio.containers.values()].map(({ id, iommu, noiommu, dead }) => ({
     id,
-    iommu_type: iommu === null ? null : `${iommu.type}`,
+    iommu_type: noiommu === true ? '8' : iommu === null ? null : `${iommu.type}`,
     dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     dead: dead?.text ?? null,
   })),

@@ -1,21 +1,25 @@
-// The recorded traces of 5.15 agree in process and over HTTP; the runner finds planted differences and refuses malformed files.
+// All recorded traces agree in process, and of every era and feature some over HTTP; the runner finds planted differences and refuses malformed files.
 
 import { spawnSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import t, { type Test } from 'tap';
 import { InProcess } from '../../src/cli/conformance/in-process.ts';
 import { main } from '../../src/cli/conformance/main.ts';
 import { replay } from '../../src/cli/conformance/replay.ts';
+import { select } from '../../src/cli/conformance/select.ts';
 import { readTraces } from '../../src/cli/conformance/trace-reader.ts';
 
 t.setTimeout(240_000);
 
 const DATA = join(import.meta.dirname, '../data/type1');
 const PLAIN = join(DATA, 'type1-5.15.jsonl.gz');
-const NESTED = join(DATA, 'type1-5.15-nested.jsonl.gz');
+const files = readdirSync(DATA)
+  .filter((name) => name.endsWith('.gz'))
+  .map((name) => join(DATA, name));
+/** As many traces as two busy cores replay over HTTP in half a minute; `--all --http` replays them all. */
+const OVER_HTTP = 240;
 
 interface Run {
   code: number;
@@ -58,29 +62,25 @@ function copyOf(wanted: (op: Json, trace: Json) => boolean): { trace: Json; op: 
   throw new Error('no such operation in the traces');
 }
 
-t.test('replay: all traces of 5.15 agree in process', async (t) => {
-  const { code, out } = await run(PLAIN, NESTED, '--in-process');
-  t.match(out, /\n119 of 119 traces agree, 4785 operations compared$/);
-  t.notMatch(out, /DIFFERENCE/);
-  t.match(out, /left out, not expressible, pin_pages with a null device pointer: 4\n/);
-  t.match(out, /compared loosely: 240 places, 0 of them differ/);
+t.test('replay: all traces of all eras, with every feature, agree in process', async (t) => {
+  const { code, out } = await run();
+  t.match(out, /^== in process ==/);
+  t.match(out, /\n501 of 501 traces agree, 20481 operations compared$/);
+  for (const era of ['4.10', '5.15', '6.18'])
+    t.match(out, new RegExp(`\\n${era.replace('.', '\\.')} +167 +167 +100\\.0 %\\n`), era);
+  t.notMatch(out, /DIFFERENCE|skipped/);
+  t.match(out, /left out, not expressible, pin_pages with a null device pointer: 12\n/);
+  t.match(out, /compared loosely: 21014 places, 0 of them differ/);
   t.equal(code, 0);
 });
 
-t.test('replay: all traces of 4.10, 5.15 and 6.18, with every feature, agree in process', async (t) => {
-  const files = ['4.10', '5.15-features', '6.18'].map((name) =>
-    fileURLToPath(new URL(`../data/type1/type1-${name}.jsonl.gz`, import.meta.url)),
-  );
-  const { code, out } = await run(...files, '--in-process', '--all');
-  t.match(out, /\n382 of 382 traces agree, \d+ operations compared$/);
+t.test('replay: the first traces of every era and set of features agree over HTTP', async (t) => {
+  const { code, out } = await run('--http', '--limit', String(OVER_HTTP));
+  t.match(out, new RegExp(`\\n${OVER_HTTP} of ${OVER_HTTP} traces agree, \\d+ operations compared$`));
+  t.match(out, `skipped, --limit: ${501 - OVER_HTTP} traces\n`);
   t.notMatch(out, /DIFFERENCE/);
-  t.equal(code, 0);
-});
-
-t.test('replay: all traces of 5.15 agree over HTTP', async (t) => {
-  const { code, out } = await run(PLAIN, NESTED, '--http');
-  t.match(out, /\n119 of 119 traces agree, 4785 operations compared$/);
-  t.notMatch(out, /DIFFERENCE/);
+  const features = new Set(files.flatMap((path) => [...readTraces(path)].flatMap(({ trace }) => trace.features)));
+  for (const feature of features) t.match(out, new RegExp(`\\n${feature} +\\d+ +\\d+ +100\\.0 %`), feature);
   t.equal(code, 0);
 });
 
@@ -356,26 +356,55 @@ t.test('runner: references of reserved pages are compared loosely and counted', 
   t.match(out, /compared loosely: \d+ places, 1 of them differ/);
 });
 
-t.test('runner: traces with features that are not modelled are skipped, and run with --all', async (t) => {
+t.test('runner: a trace of a kernel that is no profile is a difference', async (t) => {
   t.testdir();
-  const trace = { ...structuredClone(parsed[0]), features: ['dirty-log'] };
-  trace.ops = [{ op: 'dirty_pages', args: { flags: 1 }, expect: { ret: 0, events: [] } }];
   const other = { ...structuredClone(parsed[0]), era: '3.10' };
-  const path = file(t, 'features.jsonl', [trace, other].map((json) => JSON.stringify(json)).join('\n'));
-  const skipped = await run(path);
-  t.equal(skipped.code, 0);
-  t.match(skipped.out, 'skipped, feature dirty-log: 1 traces\n');
-  t.match(skipped.out, 'skipped, era 3.10: 1 traces\n');
-  t.match(skipped.out, '0 of 0 traces agree');
-  for (const option of ['--all', '--include-features=dirty-log']) {
-    const asked = await run(path, option);
-    t.equal(asked.code, 1, option);
-    t.match(asked.out, /DIFFERENCE dirty_pages: ret/, option);
-    t.equal(asked.out.includes('DIFFERENCE replay stopped: no profile 3.10'), option === '--all', option);
+  const { code, out } = await run(file(t, 'other.jsonl', JSON.stringify(other)));
+  t.equal(code, 1);
+  t.match(out, /DIFFERENCE replay stopped: no profile 3\.10/);
+});
+
+t.test('runner: traces can be selected by their features', async (t) => {
+  t.testdir();
+  const of = (...features: string[]): string => JSON.stringify({ ...parsed[0], features });
+  const path = file(t, 'features.jsonl', [of(), of('inject'), of('inject', 'dma-rw'), of('dma-rw')].join('\n'));
+  const runs: [string[], number, RegExp?][] = [
+    [[], 4],
+    [['--all'], 4],
+    [['--features', 'inject'], 2, /\nskipped, features dma-rw: 1 traces\nskipped, features none: 1 traces\n/],
+    [['--features', 'none'], 1],
+    [['--features=none,dma-rw'], 3],
+    [['--without-features', 'inject'], 2, /\nskipped, without inject: 2 traces\n/],
+    [['--features', 'dma-rw', '--without-features', 'inject'], 1],
+    [['--features', 'dma-rw', '--limit', '1'], 1, /\nskipped, --limit: 1 traces\n/],
+  ];
+  for (const [options, count, skipped = /agree/] of runs) {
+    const { code, out } = await run(path, ...options);
+    t.equal(code, 0, options.join(' '));
+    t.match(out, new RegExp(`\\n${count} of ${count} traces agree`), options.join(' '));
+    t.match(out, skipped);
   }
-  const limited = await run(PLAIN, '--limit', '2');
-  t.match(limited.out, '2 of 2 traces agree');
-  t.match(limited.out, 'skipped, --limit: 108 traces');
+});
+
+t.test('runner: a limit takes the first of every era and set of features, then the second of each', async (t) => {
+  t.testdir();
+  const of = (...features: string[]): string => JSON.stringify({ ...parsed[0], features });
+  const lines = [of(), of(), of('inject'), of('inject', 'dma-rw'), of('dma-rw', 'inject'), of()];
+  const path = file(t, 'kinds.jsonl', lines.join('\n'));
+  const taken = (limit: number | null): number[] => {
+    const skip = select([path], { features: null, withoutFeatures: [], limit });
+    return [...readTraces(path)].filter((recorded) => skip(recorded) === null).map(({ trace }) => trace.line);
+  };
+  t.same(
+    [taken(3), taken(4), taken(5), taken(6), taken(null)],
+    [
+      [1, 3, 4],
+      [1, 2, 3, 4],
+      [1, 2, 3, 4, 5],
+      [1, 2, 3, 4, 5, 6],
+      [1, 2, 3, 4, 5, 6],
+    ],
+  );
 });
 
 t.test('runner: a malformed file is refused with file and line, and exits 2', async (t) => {
@@ -503,11 +532,12 @@ t.test('runner: the process exits with the code', async (t) => {
 
 t.test('runner: bad usage exits 2 and prints the usage', async (t) => {
   for (const argv of [
-    [],
     ['--fast'],
+    ['--features', ''],
+    ['--all', '--features', 'inject'],
+    ['--all', '--limit', '3'],
     [PLAIN, '--limit', '0'],
     [PLAIN, '--limit', 'x'],
-    ['--http', 'http://127.0.0.1:1'],
   ]) {
     const { code, err } = await run(...argv);
     t.equal(code, 2, argv.join(' '));

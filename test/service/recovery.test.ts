@@ -400,7 +400,7 @@ t.test('a checkpoint that is damaged, or of a later revision, quarantines the ho
           return found && { ...found, revision: SEMANTICS_REVISION + 1 };
         };
       },
-      /semantics revision 2 is a later one/,
+      new RegExp(`semantics revision ${SEMANTICS_REVISION + 1} is a later one`),
     ],
     [
       (store) => {

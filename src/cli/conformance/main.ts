@@ -1,36 +1,36 @@
 // npm run conformance: replays recorded traces and says where this kernel answers differently from the recorded one.
 
-import { pathToFileURL } from 'node:url';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { PROFILES } from '../../kernel/profile.ts';
 import { InProcess } from './in-process.ts';
 import type { Backend } from './machine.ts';
 import { OverHttp, Unusable } from './over-http.ts';
 import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
-import type { RecordedTrace } from './trace.ts';
+import { type Selection, select } from './select.ts';
 import { readTraces, TraceError } from './trace-reader.ts';
 
-const USAGE = `usage: npm run conformance -- FILE... [options]
-  FILE                     recorded traces, .jsonl or .jsonl.gz
+const USAGE = `usage: npm run conformance -- [FILE...] [options]
+  FILE                     recorded traces, .jsonl or .jsonl.gz (default: all that the project has, test/data/type1)
   --in-process             replay in this process (the default without --http)
   --http [URL]             replay over HTTP: on the service at URL (API_TOKEN is sent), or on one started for this run
-  --include-features a,b   run traces with these features too
-  --all                    run every trace, whatever its features
-  --limit n                replay at most n traces a backend
+  --features a,b           only traces with one of these features ('none': those without any)
+  --without-features a,b   no traces with one of these features
+  --limit n                replay n traces a backend: of every era and every set of features the first, then the second, ...
+  --all                    every trace, which is the default
 exit code: 0 agreement, 1 a difference, 2 bad usage, an unreadable file, or no service`;
 
-/** Features of traces that are run without being asked for. */
-const SUPPORTED_FEATURES: ReadonlySet<string> = new Set(['nested-unmap', 'self-deadlock']);
+/** Where the project keeps its traces. */
+const OWN_TRACES = fileURLToPath(new URL('../../../test/data/type1/', import.meta.url));
 
 class UsageError extends Error {}
 
 interface Options {
   files: string[];
-  features: ReadonlySet<string>;
-  all: boolean;
-  limit: number;
+  selection: Selection;
   inProcess: boolean;
   /** undefined: not over HTTP; null: on a service of our own. */
   http: string | null | undefined;
@@ -49,54 +49,61 @@ function parse(argv: string[]): Options {
       options: {
         'in-process': { type: 'boolean' },
         all: { type: 'boolean' },
-        'include-features': { type: 'string' },
+        features: { type: 'string' },
+        'without-features': { type: 'string' },
         limit: { type: 'string' },
       },
     });
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
-  const { values, positionals: files } = parsed as {
+  const { values, positionals } = parsed as {
     values: Record<string, string | boolean | undefined>;
     positionals: string[];
   };
-  if (files.length === 0) throw new UsageError('no trace file given');
-  const limit = values.limit === undefined ? Number.POSITIVE_INFINITY : Number(values.limit);
-  if (values.limit !== undefined && !/^[1-9]\d*$/.test(values.limit as string))
-    throw new UsageError(`--limit ${values.limit} is not a number of traces`);
-  const included = String(values['include-features'] ?? '')
-    .split(',')
-    .filter(Boolean);
   return {
-    files,
-    features: new Set([...SUPPORTED_FEATURES, ...included]),
-    all: values.all === true,
-    limit,
+    files: positionals.length > 0 ? positionals : ownTraces(),
+    selection: selectionOf(values),
     inProcess: values['in-process'] === true || at < 0,
     http: at < 0 ? undefined : url,
   };
 }
 
-/** Why a trace is not run; null: it is. */
-function reasonToSkip({ trace }: RecordedTrace, { all, features }: Options): string | null {
-  if (all) return null;
-  if (!Object.hasOwn(PROFILES, trace.era)) return `era ${trace.era}`;
-  const missing = trace.features.filter((feature) => !features.has(feature));
-  return missing.length === 0 ? null : `feature ${missing.join('+')}`;
+function ownTraces(): string[] {
+  const found = existsSync(OWN_TRACES) ? readdirSync(OWN_TRACES).filter((name) => name.endsWith('.jsonl.gz')) : [];
+  if (found.length === 0) throw new UsageError('no trace file given');
+  return found.sort().map((name) => join(OWN_TRACES, name));
+}
+
+function selectionOf(values: Record<string, string | boolean | undefined>): Selection {
+  const { limit } = values;
+  if (limit !== undefined && !/^[1-9]\d*$/.test(String(limit)))
+    throw new UsageError(`--limit ${limit} is not a number of traces`);
+  const listed = (option: string): string[] | null => {
+    const value = values[option];
+    if (value === undefined) return null;
+    if (values.all === true) throw new UsageError(`--all and --${option} exclude each other`);
+    const names = String(value).split(',').filter(Boolean);
+    if (names.length === 0) throw new UsageError(`--${option} names no feature`);
+    return names;
+  };
+  if (limit !== undefined && values.all === true) throw new UsageError('--all and --limit exclude each other');
+  return {
+    features: listed('features'),
+    withoutFeatures: listed('without-features') ?? [],
+    limit: limit === undefined ? null : Number(limit),
+  };
 }
 
 /** Replays the selected traces of all files on one backend. */
-async function run(backend: Backend, options: Options): Promise<Report> {
+async function run(backend: Backend, { files, selection }: Options): Promise<Report> {
   const report = new Report(backend.name);
-  let replayed = 0;
-  for (const file of options.files)
+  const reasonToSkip = select(files, selection);
+  for (const file of files)
     for (const recorded of readTraces(file)) {
-      const reason = reasonToSkip(recorded, options);
-      if (reason !== null) report.skip(reason);
-      else if (replayed < options.limit) {
-        replayed++;
-        report.add(recorded, await replay(backend, recorded.trace));
-      } else report.skip('--limit');
+      const reason = reasonToSkip(recorded);
+      if (reason === null) report.add(recorded, await replay(backend, recorded.trace));
+      else report.skip(reason);
     }
   return report;
 }

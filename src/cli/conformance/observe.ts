@@ -82,6 +82,6 @@ export const notificationIn = (blockedOn: unknown): string => /^notification:(.+
 
 /** The name that a splat's text begins with, as in `WARNING: at vfio_unpin_pages: device-not-open: D0`. */
 export function labelOf(text: string): { label?: string } {
-  const label = /: at \w+: ([a-z0-9-]+):/.exec(text)?.[1];
+  const label = /\bat \w+: ([a-z0-9-]+):/.exec(text)?.[1];
   return label === undefined ? {} : { label };
 }

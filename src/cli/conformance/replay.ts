@@ -2,26 +2,11 @@
 
 import { faultsOf, translate } from './commands.ts';
 import { hostOptions, Inexpressible, layoutOf, leaderOf, threadsOf } from './layout.ts';
-import { type Backend, isParked, type Machine, type Reply, type Returned, type Splat } from './machine.ts';
+import { type Backend, isParked, type Machine, type Reply, type Returned } from './machine.ts';
 import type { Answer, AnswerEvent, InputOp, NestedCall, Trace } from './trace.ts';
 
-/** What the kernel functions that raise a splat are called in a trace. */
-const LABELS: Readonly<Record<Splat['kind'], Readonly<Record<string, string>>>> = {
-  WARN: {
-    vfio_remove_dma: 'mapping-removed-with-pins',
-    vfio_iommu_type1_detach_group: 'listeners-left-at-detach',
-    vfio_sanity_check_pfn_list: 'pins-left-at-detach',
-    notifier_chain_register: 'listener-registered-twice',
-    __account_locked_vm: 'locked-vm-underflow',
-  },
-  BUG: { vfio_dma_do_unmap: 'unmap-retries-exhausted' },
-  DEADLOCK: {
-    blocking_notifier_chain_register: 'listener-lock',
-    vfio_iommu_type1_register_device: 'listener-lock',
-    vfio_iommu_type1_unregister_device: 'listener-lock',
-    vfio_notify_dma_unmap: 'listener-lock',
-  },
-};
+/** What a trace calls splats whose text begins with no name. */
+const UNNAMED: Readonly<Record<string, string>> = { __account_locked_vm: 'locked-vm-underflow' };
 
 /** NOTIFY_DONE: what is answered to a notification that the recording does not have. */
 const NOTIFY_DONE = 0;
@@ -175,6 +160,6 @@ class Player {
 
   private async takeSplats(events: AnswerEvent[]): Promise<void> {
     for (const { kind, where, label } of await this.machine.splats())
-      events.push({ type: kind, what: LABELS[kind][where] ?? label ?? where });
+      events.push({ type: kind, what: label ?? UNNAMED[where] ?? where });
   }
 }

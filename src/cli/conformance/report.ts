@@ -3,6 +3,7 @@
 import { ERRNO } from '../../kernel/errno.ts';
 import { type Comparison, compareAnswers, type Difference } from './compare.ts';
 import type { Replay } from './replay.ts';
+import { NO_FEATURE } from './select.ts';
 import type { Answer, InputOp, RecordedTrace } from './trace.ts';
 
 interface Tally {
@@ -18,13 +19,13 @@ interface FirstDifference extends Difference {
 }
 
 const NAMES = new Map<number, string>(Object.entries(ERRNO).map(([name, value]) => [value, name]));
-const NO_FEATURE = '(none)';
 
 /** ret as the table shows it: the errno's name, 'ok', or 'never returned'. */
 const retName = (ret: number | null): string =>
   ret === null ? 'never returned' : ret < 0 ? (NAMES.get(-ret) ?? `errno ${-ret}`) : 'ok';
 
 export class Report {
+  private readonly eras = new Map<string, Tally>();
   private readonly traces = new Map<string, Tally>();
   private readonly ops = new Map<string, Tally>();
   private readonly skipped = new Map<string, number>();
@@ -72,6 +73,7 @@ export class Report {
       );
     }
     const agrees = differences === 0;
+    tally(this.eras, trace.era, agrees);
     for (const feature of trace.features.length > 0 ? trace.features : [NO_FEATURE])
       tally(this.traces, feature, agrees);
     this.total = { agree: this.total.agree + (agrees ? 1 : 0), all: this.total.all + 1 };
@@ -90,7 +92,8 @@ export class Report {
   }
 
   print(): string {
-    const lines = [`== ${this.backend} ==`, '', ...table(['feature', 'traces', 'agree', ''], rowsOf(this.traces)), ''];
+    const lines = [`== ${this.backend} ==`, '', ...table(['era', 'traces', 'agree', ''], rowsOf(this.eras)), ''];
+    lines.push(...table(['feature', 'traces', 'agree', ''], rowsOf(this.traces)), '');
     lines.push(...table(['op', 'recorded', 'calls', 'agree', ''], rowsOf(this.ops)), '');
     for (const [reason, traces] of [...this.skipped].sort()) lines.push(`skipped, ${reason}: ${traces} traces`);
     for (const [reason, times] of [...this.leftOut].sort())

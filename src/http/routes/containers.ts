@@ -122,7 +122,7 @@ const info = describe({
       },
     },
   ],
-  refusals: ['EINVAL', 'EBADF'],
+  refusals: ['EINVAL', 'ENOTTY', 'EBADF'],
   refusalExample: { errno: 'EINVAL', detail: 'argsz 8 is less than 16' },
 });
 
@@ -169,7 +169,7 @@ const setIommu = describe({
   }),
   bodyExample: { type: 'TYPE1v2' },
   success: [{ status: 200, description: 'Set', schema: ReplyOf({}), example: { ret: 0, seq: 15 } }],
-  refusals: ['EINVAL', 'ENODEV', 'EBADF', 'EIO'],
+  refusals: ['EINVAL', 'ENODEV', 'EPERM', 'EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "container 'vfio0' has an iommu already: type 3" },
 });
 

@@ -54,7 +54,7 @@ const put = describe({
       example: { ret: 0, id: 'mdev1', container: 'vfio0', group: 'mdev1', seq: 10 },
     },
   ],
-  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EBADF', 'EDEADLK', 'EBUSY', 'EOPNOTSUPP', 'EIO'],
+  refusals: ['EEXIST', 'ENOSPC', 'EINVAL', 'EPERM', 'EBADF', 'EDEADLK', 'EBUSY', 'EOPNOTSUPP', 'EIO'],
   refusalExample: { errno: 'EEXIST', detail: "device 'mdev0' exists with another body" },
 });
 

@@ -89,7 +89,7 @@ const dmaRw = describe({
       example: { ret: 0, data: 'AAAAAAAAAAAAAAAAAAAAAA==', seq: 34 },
     },
   ],
-  refusals: ['EINVAL', 'EPERM', 'EFAULT', 'ENODEV', 'EOPNOTSUPP', 'EBUSY', 'E2BIG', 'EIO'],
+  refusals: ['EINVAL', 'EPERM', 'EFAULT', 'ENODEV', 'ENOTTY', 'EOPNOTSUPP', 'EBUSY', 'E2BIG', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: 'iova 0x1000 is not mapped', data: '' },
 });
 

@@ -30,11 +30,11 @@ const put = describe({
   tag: 'groups',
   summary: 'Make a group and open it',
   description:
-    'Open. `mdev`: a group of mediated devices. `iommu`: one behind an IOMMU, whose domain pins whatever is mapped; its reserved regions and its aperture bound the iovas of the container, in profiles that look at them.',
+    'Open. `mdev`: a group of mediated devices. `iommu`: one behind an IOMMU, whose domain pins whatever is mapped; its reserved regions and its aperture bound the iovas of the container, in profiles that look at them. `noiommu`: one of devices without an IOMMU, which wants CAP_SYS_RAWIO, shares its container with no other kind, and maps and pins nothing; its iommu type is 8.',
   does: 'command',
   params: group,
   body: closed({
-    kind: Type.Optional(Names(['mdev', 'iommu'], 'Kind of its devices (default mdev)')),
+    kind: Type.Optional(Names(['mdev', 'iommu', 'noiommu'], 'Kind of its devices (default mdev)')),
     reserved: Type.Optional(
       Type.Array(Range, {
         maxItems: MAX_RANGES,
@@ -94,13 +94,13 @@ const open = describe({
   operationId: 'open_group',
   tag: 'groups',
   summary: 'Open a group file descriptor',
-  description: 'A group is open once at a time.',
+  description: 'A group is open once at a time. A noiommu group refuses a `task` without CAP_SYS_RAWIO.',
   does: 'command',
   params: group,
-  body: closed({}),
+  body: closed({ task: Type.Optional(Id('Caller', 'qemu')) }),
   bodyExample: {},
   success: [{ status: 200, description: 'Open', schema: ReplyOf({}), example: { ret: 0, seq: 19 } }],
-  refusals: ['EBUSY', 'EIO'],
+  refusals: ['EPERM', 'EBUSY', 'EIO'],
   refusalExample: { errno: 'EBUSY', detail: "group '26' is open already" },
 });
 
@@ -114,7 +114,7 @@ const close = describe({
   body: closed({}),
   bodyExample: {},
   success: [{ status: 200, description: 'Closed', schema: ReplyOf({}), example: { ret: 0, seq: 20 } }],
-  refusals: ['EBADF', 'EIO'],
+  refusals: ['EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBADF', detail: "group '26': its file descriptor is closed" },
 });
 
@@ -130,7 +130,7 @@ const set = describe({
   body: closed({ container: Id('Container', 'vfio0'), task: Type.Optional(Id('Caller', 'qemu')) }),
   bodyExample: { container: 'vfio0' },
   success: [{ status: 200, description: 'Bound', schema: ReplyOf({}), example: { ret: 0, seq: 21 } }],
-  refusals: ['EINVAL', 'EBADF', 'EBUSY', 'EFAULT', 'ENOMEM', 'EINTR', 'ESRCH', 'ENODEV', 'EIO'],
+  refusals: ['EINVAL', 'EPERM', 'EBADF', 'EBUSY', 'EFAULT', 'ENOMEM', 'EINTR', 'ESRCH', 'ENODEV', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "group '26' is bound to container 'vfio0' already" },
 });
 
@@ -144,7 +144,7 @@ const unset = describe({
   body: closed({}),
   bodyExample: {},
   success: [{ status: 200, description: 'Unbound', schema: ReplyOf({}), example: { ret: 0, seq: 22 } }],
-  refusals: ['EBUSY', 'EINVAL', 'EBADF', 'EIO'],
+  refusals: ['EBUSY', 'EINVAL', 'EBADF', 'EDEADLK', 'EIO'],
   refusalExample: { errno: 'EBUSY', detail: "group '26' has 1 open device" },
 });
 
@@ -168,7 +168,7 @@ export function groupRoutes(app: Api): void {
   });
   app.get(one, { schema: get }, (request) => show(request, (host) => viewGroup(host, request.params.group)));
   app.post(`${one}/open`, { schema: open }, (request, reply) =>
-    submit(request, reply, { op: 'open_group', group: request.params.group }),
+    submit(request, reply, { op: 'open_group', group: request.params.group, ...request.body }),
   );
   app.post(`${one}/close`, { schema: close }, (request, reply) =>
     submit(request, reply, { op: 'close_group', group: request.params.group }),

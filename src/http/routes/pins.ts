@@ -74,7 +74,7 @@ const unpin = describe({
       example: { ret: 2, seq: 4 },
     },
   ],
-  refusals: ['EINVAL', 'EFAULT', 'E2BIG', 'EACCES', 'ENODEV', 'EOPNOTSUPP', 'EIO'],
+  refusals: ['EINVAL', 'EFAULT', 'E2BIG', 'EACCES', 'EPERM', 'ENODEV', 'EOPNOTSUPP', 'EIO'],
   refusalExample: { errno: 'EINVAL', detail: "iova 0x10000 is not mapped in container 'vfio0'", at_index: 0 },
 });
 

@@ -14,6 +14,7 @@ const task = { host: Path.host, task: Path.task };
 
 const rlimit_memlock = Type.Union([Type.Literal('unlimited'), U64('Bytes')], { description: 'RLIMIT_MEMLOCK' });
 const cap_ipc_lock = Type.Boolean({ description: 'CAP_IPC_LOCK' });
+const cap_sys_rawio = Type.Boolean({ description: 'CAP_SYS_RAWIO, which noiommu groups ask for' });
 
 /** RLIMIT_MEMLOCK where PUT names none. */
 const DEFAULT_RLIMIT = '0x4000000';
@@ -26,6 +27,7 @@ const example = {
   alive: true,
   rlimit_memlock: '0x40000000',
   cap_ipc_lock: false,
+  cap_sys_rawio: false,
   locked_vm: 2,
   VmLck: 8,
   VmPin: 0,
@@ -43,6 +45,7 @@ const put = describe({
   body: closed({
     rlimit_memlock: Type.Optional(rlimit_memlock),
     cap_ipc_lock: Type.Optional(cap_ipc_lock),
+    cap_sys_rawio: Type.Optional(cap_sys_rawio),
     thread_of: Type.Optional(Id('Task whose thread it is', 'qemu')),
   }),
   bodyExample: { rlimit_memlock: '0x4000000', cap_ipc_lock: false },
@@ -65,7 +68,11 @@ const patch = describe({
   description: "The limit is the process's, the capability the thread's.",
   does: 'command',
   params: task,
-  body: closed({ rlimit_memlock: Type.Optional(rlimit_memlock), cap_ipc_lock: Type.Optional(cap_ipc_lock) }),
+  body: closed({
+    rlimit_memlock: Type.Optional(rlimit_memlock),
+    cap_ipc_lock: Type.Optional(cap_ipc_lock),
+    cap_sys_rawio: Type.Optional(cap_sys_rawio),
+  }),
   bodyExample: { rlimit_memlock: 'unlimited' },
   success: [
     {
@@ -127,6 +134,28 @@ const exit = describe({
   refusalExample: { errno: 'ESRCH', detail: "task 'qemu' has exited" },
 });
 
+const exec = describe({
+  operationId: 'exec',
+  tag: 'tasks',
+  summary: 'Exec',
+  description:
+    'The task runs another program: its address space is a new and empty one, the other threads of its process end, and it leads the process from now on. Mappings that it made stay. Up to 6.2 they are backed by the new address space, which they were never charged to: an unpin takes locked_vm below 0.',
+  does: 'command',
+  params: task,
+  body: closed({}),
+  bodyExample: {},
+  success: [
+    {
+      status: 200,
+      description: 'Another program runs',
+      schema: ReplyOf({ id: Type.String(), pid: Int('Process id'), mm: Type.String() }),
+      example: { ret: 0, id: 'qemu', pid: 1000, mm: 'mm-2', seq: 30 },
+    },
+  ],
+  refusals: ['ESRCH'],
+  refusalExample: { errno: 'ESRCH', detail: "task 'qemu' has exited" },
+});
+
 const adjust = describe({
   operationId: 'adjust_locked_vm',
   tag: 'tasks',
@@ -155,12 +184,13 @@ export function taskRoutes(app: Api): void {
   const all = '/v1/hosts/:host/tasks';
   const one = `${all}/:task`;
   app.put(one, { schema: put }, (request, reply) => {
-    const { rlimit_memlock = DEFAULT_RLIMIT, cap_ipc_lock = false, thread_of = null } = request.body;
+    const { rlimit_memlock = DEFAULT_RLIMIT, cap_ipc_lock = false, cap_sys_rawio, thread_of = null } = request.body;
     return submit(request, reply, {
       op: 'put_task',
       task: request.params.task,
       rlimit_memlock: limitOf(rlimit_memlock),
       cap_ipc_lock,
+      ...(cap_sys_rawio === true ? { cap_sys_rawio } : {}),
       thread_of,
     });
   });
@@ -181,6 +211,9 @@ export function taskRoutes(app: Api): void {
       task: request.params.task,
       ...(request.body.thread_only === true ? { thread_only: true } : {}),
     }),
+  );
+  app.post(`${one}/exec`, { schema: exec }, (request, reply) =>
+    submit(request, reply, { op: 'exec', task: request.params.task }),
   );
   app.post(`${one}/adjust_locked_vm`, { schema: adjust }, (request, reply) =>
     submit(request, reply, { op: 'adjust_locked_vm', task: request.params.task, delta: int(request.body.delta) }),

@@ -56,7 +56,7 @@ const range = { start: U64Out('First byte'), last: U64Out('Last byte') };
 
 export const Group = object('Group', {
   id,
-  kind: Names(['mdev', 'iommu'], 'Kind'),
+  kind: Names(['mdev', 'iommu', 'noiommu'], 'Kind'),
   reserved: Type.Optional(Type.Array(closed(range), { description: 'Reserved regions of an iommu group' })),
   aperture: Type.Optional(closed(range, { description: 'Aperture of an iommu group' })),
   fd_open: bool('Whether its file descriptor is open'),

@@ -16,6 +16,7 @@ export const RLIM_INFINITY = 2n ** 64n - 1n;
 interface TaskBody {
   rlimit_memlock: bigint | 'unlimited';
   cap_ipc_lock: boolean;
+  cap_sys_rawio?: boolean;
   thread_of: string | null;
 }
 
@@ -27,6 +28,8 @@ export interface Task {
   /** null once it has exited. */
   mm: MmId | null;
   cap_ipc_lock: boolean;
+  /** Absent where nobody named it: it does not have it. */
+  cap_sys_rawio?: boolean;
   body: TaskBody;
 }
 
@@ -42,6 +45,9 @@ export function getTask(host: Host, id: string): Task {
   if (task === undefined) throw new NoSuchObject('task', id);
   return task;
 }
+
+/** CAP_SYS_RAWIO. */
+export const hasSysRawio = ({ cap_sys_rawio }: Task): boolean => cap_sys_rawio === true;
 
 export function threadGroupOf(host: Host, task: Task): ThreadGroup {
   const group = host.mm.thread_groups.get(task.leader);
@@ -82,10 +88,11 @@ export function taskFields(host: Host, task: Task): Fields {
     id: task.id,
     pid: task.pid,
     mm: task.mm,
-    thread_of: task.body.thread_of,
+    thread_of: task.leader === task.id ? null : task.body.thread_of,
     alive: mm !== null,
     rlimit_memlock: threadGroupOf(host, task).rlimit_memlock,
     cap_ipc_lock: task.cap_ipc_lock,
+    cap_sys_rawio: hasSysRawio(task),
     locked_vm: mm === null ? null : mm.locked_vm,
     VmLck: mm === null ? null : mm.locked_vm * 4,
     VmPin: mm === null ? null : mm.pinned_vm * 4,
@@ -95,9 +102,9 @@ export function taskFields(host: Host, task: Task): Fields {
 
 /** EEXIST: the task was made with another body; names the first field that differs. */
 function requireSameBody(task: Task, body: TaskBody): void {
-  for (const field of ['rlimit_memlock', 'cap_ipc_lock', 'thread_of'] as const) {
-    const made = task.body[field];
-    const asked = body[field];
+  for (const field of ['rlimit_memlock', 'cap_ipc_lock', 'cap_sys_rawio', 'thread_of'] as const) {
+    const made = task.body[field] ?? false;
+    const asked = body[field] ?? false;
     if (made === asked) continue;
     const print = (value: typeof made): string => (typeof value === 'bigint' ? hex(value) : String(value));
     throw new Errno('EEXIST', `task '${task.id}' exists with ${field} ${print(made)}, not ${print(asked)}`);
@@ -110,7 +117,8 @@ function requireSameBody(task: Task, body: TaskBody): void {
  */
 export function putTask(host: Host, command: Extract<Command, { op: 'put_task' }>): Done {
   const { task: id, rlimit_memlock, cap_ipc_lock, thread_of } = command;
-  const body: TaskBody = { rlimit_memlock, cap_ipc_lock, thread_of };
+  const capable = command.cap_sys_rawio === true ? { cap_sys_rawio: true } : {};
+  const body: TaskBody = { rlimit_memlock, cap_ipc_lock, ...capable, thread_of };
   const { mm: memory } = host;
   const existing = memory.tasks.get(id);
   if (existing !== undefined) {
@@ -130,7 +138,7 @@ export function putTask(host: Host, command: Extract<Command, { op: 'put_task' }
     memory.mms.set(mm.id, mm);
     memory.thread_groups.set(id, { rlimit_memlock, threads: [] });
   }
-  const task: Task = { id, pid: memory.next_pid++, leader, mm: mm.id, cap_ipc_lock, body };
+  const task: Task = { id, pid: memory.next_pid++, leader, mm: mm.id, cap_ipc_lock, ...capable, body };
   memory.tasks.set(id, task);
   threadGroupOf(host, task).threads.push(id);
   return { ret: 0, created: true, fields: taskFields(host, task) };
@@ -148,6 +156,10 @@ export function patchTask(host: Host, command: Extract<Command, { op: 'patch_tas
   if (command.cap_ipc_lock !== undefined) {
     requireMm(host, task.id);
     task.cap_ipc_lock = command.cap_ipc_lock;
+  }
+  if (command.cap_sys_rawio !== undefined) {
+    requireMm(host, task.id);
+    task.cap_sys_rawio = command.cap_sys_rawio;
   }
   if (command.rlimit_memlock !== undefined) group.rlimit_memlock = command.rlimit_memlock;
   return { ret: 0, fields: taskFields(host, task) };
@@ -174,6 +186,31 @@ export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>):
     task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
   for (const id of ending) exitThread(host, id);
   return { ret: 0, fields: {} };
+}
+
+/**
+ * Models de_thread() and exec_mmap(): the other threads of the process end, the task becomes its leader under the leader's pid,
+ * and gets an empty address space. Who has exited before belongs to the same process still. ESRCH: it has exited.
+ */
+export function execMmap(host: Host, id: string): Task & { mm: MmId } {
+  const task = getTask(host, id);
+  requireMm(host, id);
+  const { mm: memory } = host;
+  const group = threadGroupOf(host, task);
+  for (const other of group.threads.filter((thread) => thread !== id)) exitThread(host, other);
+  exitThread(host, id);
+  const old = task.leader;
+  if (old !== id) {
+    const leader = getTask(host, old);
+    [task.pid, leader.pid] = [leader.pid, task.pid];
+    memory.thread_groups.delete(old);
+    memory.thread_groups.set(id, group);
+    for (const thread of memory.tasks.values()) if (thread.leader === old) thread.leader = id;
+  }
+  const mm = new MmStruct(`mm-${memory.next_mm++}`);
+  memory.mms.set(mm.id, mm);
+  group.threads.push(id);
+  return Object.assign(task, { mm: mm.id });
 }
 
 /**

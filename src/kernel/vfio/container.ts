@@ -6,6 +6,8 @@ import type { Bug, Host } from '../host.ts';
 import { MAX_CONTAINERS } from '../limits.ts';
 import type { Done } from '../outcome.ts';
 import { vfioIommuType1AttachGroup } from './attach.ts';
+import { lacksSysRawio } from './group.ts';
+import { requireGroupLock } from './group-lock.ts';
 import { type Iommu, vfioIommuType1Open } from './iommu.ts';
 import { wakeVaddrWaiters } from './vaddr.ts';
 
@@ -14,6 +16,8 @@ export interface Container {
   fd_open: boolean;
   groups: string[];
   iommu: Iommu | null;
+  /** Its back end is the one of noiommu groups, which has nothing but a name. */
+  noiommu?: true;
   /** The BUG that killed it. */
   dead: Bug | null;
 }
@@ -21,6 +25,7 @@ export interface Container {
 const VFIO_TYPE1_IOMMU = 1;
 const VFIO_TYPE1v2_IOMMU = 3;
 const VFIO_TYPE1_NESTING_IOMMU = 6;
+const VFIO_NOIOMMU_IOMMU = 8;
 
 /** Extension whose answer depends on the container from 6.3 on: no mdev group may be attached. */
 const UPDATE_VADDR = 10;
@@ -107,13 +112,14 @@ export function closeContainer(
 
 /**
  * Models vfio_ioctl_set_iommu().
- * EIO dead; EBADF closed; EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
- * that is not a type; EINVAL the iova ranges of the groups exclude each other, and then none is attached.
+ * EIO dead; EBADF closed; EDEADLK (4.10); EINVAL no group attached or already set; ENODEV no back end knows the number; EINVAL an extension
+ * that is not a type; EPERM noiommu without CAP_SYS_RAWIO; EINVAL the iova ranges of the groups exclude each other, and then none is attached.
  */
 export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu' }>): Done {
   const container = getContainer(host, command.container);
   requireAlive(container);
   requireOpen(container);
+  requireGroupLock(host, container, 'set_iommu', 'vfio_ioctl_set_iommu');
   if (container.groups.length === 0)
     throw new Errno('EINVAL', `container '${container.id}' has no group`, {
       hint: 'SET_CONTAINER comes before SET_IOMMU',
@@ -121,6 +127,10 @@ export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu'
   if (container.iommu !== null)
     throw new Errno('EINVAL', `container '${container.id}' has an iommu already: type ${container.iommu.type}`);
   const { type } = command;
+  if (container.noiommu === true)
+    throw new Errno('EINVAL', `container '${container.id}' has the noiommu back end already`);
+  if (host.vfio.groups.get(container.groups[0] as string)?.kind === 'noiommu')
+    return setNoiommu(host, container, command);
   if (!host.profile.extensions.includes(type)) throw new Errno('ENODEV', `type ${type}: no back end answers to it`);
   if (type !== VFIO_TYPE1_IOMMU && type !== VFIO_TYPE1v2_IOMMU && type !== VFIO_TYPE1_NESTING_IOMMU)
     throw new Errno('EINVAL', `type ${type} is an extension, not an iommu type`);
@@ -134,15 +144,25 @@ export function setIommu(host: Host, command: Extract<Command, { op: 'set_iommu'
   return { ret: 0, fields: {} };
 }
 
-/** The iommu object of a container for an ioctl that changes it. EIO, EBADF, EINVAL when SET_IOMMU was not done. */
+/** The back end of noiommu groups. ENODEV another number; EPERM the caller lacks CAP_SYS_RAWIO. */
+function setNoiommu(host: Host, container: Container, { type, task }: Extract<Command, { op: 'set_iommu' }>): Done {
+  if (type !== VFIO_NOIOMMU_IOMMU) throw new Errno('ENODEV', `type ${type}: noiommu groups take ${VFIO_NOIOMMU_IOMMU}`);
+  if (lacksSysRawio(host, task)) throw new Errno('EPERM', `task '${task}' lacks CAP_SYS_RAWIO`);
+  container.noiommu = true;
+  return { ret: 0, fields: {} };
+}
+
+/** The iommu object of a container for an ioctl that changes it. EIO, EBADF, ENOTTY noiommu, EINVAL when SET_IOMMU was not done. */
 export function requireIommu(container: Container): Iommu {
   requireAlive(container);
   return readIommu(container);
 }
 
-/** The iommu object of a container for an ioctl that only asks, which a dead container still answers. EBADF, EINVAL. */
+/** The iommu object of a container for an ioctl that only asks, which a dead container still answers. EBADF, ENOTTY noiommu, EINVAL. */
 export function readIommu(container: Container): Iommu {
   requireOpen(container);
+  if (container.noiommu === true)
+    throw new Errno('ENOTTY', `container '${container.id}' has the noiommu back end, which knows no such ioctl`);
   if (container.iommu === null)
     throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'attach a group, then SET_IOMMU' });
   return container.iommu;
@@ -150,6 +170,7 @@ export function readIommu(container: Container): Iommu {
 
 /** VFIO_CHECK_EXTENSION. EINVAL without a back end, as the recorded traces answer. */
 export function checkExtension(host: Host, container: Container, extension: number): number {
+  if (container.noiommu === true && container.fd_open) return extension === VFIO_NOIOMMU_IOMMU ? 1 : 0;
   const { external_groups } = readIommu(container);
   if (extension === UPDATE_VADDR && host.profile.invalidVaddr === 'EBUSY') return external_groups.length === 0 ? 1 : 0;
   return host.profile.extensions.includes(extension) || extension === DMA_CC ? 1 : 0;

@@ -12,6 +12,7 @@ import {
   getGroup,
   putGroup,
   requireGroupFd,
+  requireMayDissolve,
   setContainer,
   vfioGroupAddContainerUser,
   vfioGroupTryDissolveContainer,
@@ -69,8 +70,11 @@ export function putDevice(host: Host, command: Extract<Command, { op: 'put_devic
   return { ret: 0, created: false, fields: { id } };
 }
 
-const sameNotifier = (a: NotifierSpec | null, b: NotifierSpec | null): boolean =>
-  a === b || (a !== null && b !== null && JSON.stringify(a) === JSON.stringify(b));
+/** Compared with the defaults applied: it does not matter which of them were named. */
+function sameNotifier(a: NotifierSpec | null, b: NotifierSpec | null): boolean {
+  const print = (spec: NotifierSpec): string => JSON.stringify({ ...spec, explicit: undefined });
+  return a === b || (a !== null && b !== null && print(a) === print(b));
+}
 
 /**
  * The shortcut: makes the container (TYPE1v2) and an mdev group named after the device where they are missing, attaches,
@@ -144,11 +148,21 @@ export function openDevice(host: Host, { device: id }: Extract<Command, { op: 'o
   const group = groupOf(host, device);
   if (group === null) throw new Errno('ENODEV', `device '${id}' belongs to no group`);
   requireGroupFd(group);
-  const { container, iommu } = vfioGroupAddContainerUser(host, group);
-  if (device.open_count === 0 && host.profile.listener === 'dma_unmap') registerDevice(host, container, iommu, device);
+  if (group.kind === 'noiommu') requireNoiommu(host, group);
+  else {
+    const { container, iommu } = vfioGroupAddContainerUser(host, group);
+    if (device.open_count === 0 && host.profile.listener === 'dma_unmap')
+      registerDevice(host, container, iommu, device);
+  }
   group.container_users++;
   device.open_count++;
   return { ret: 0, fields: { open_count: device.open_count } };
+}
+
+/** EINVAL: no container, or no back end. */
+function requireNoiommu(host: Host, { id, container }: Group): void {
+  if (containerOf(host, container)?.noiommu !== true)
+    throw new Errno('EINVAL', `group '${id}' has no container with the noiommu back end`);
 }
 
 /** Models vfio_device_fops_release(): the driver's own clean-up is its caller's business. EIO; EBADF not open; EDEADLK. */
@@ -156,10 +170,11 @@ export function closeDevice(host: Host, { device: id }: Extract<Command, { op: '
   const device = getDevice(host, id);
   const group = groupOf(host, device);
   if (device.open_count === 0 || group === null) throw new Errno('EBADF', `device '${id}' is not open`);
-  if (device.open_count === 1 && host.profile.listener === 'dma_unmap') {
+  if (device.open_count === 1 && host.profile.listener === 'dma_unmap' && group.kind !== 'noiommu') {
     const { container, iommu } = vfioGroupAddContainerUser(host, group);
     unregisterDevice(host, container, iommu, device);
   }
+  requireMayDissolve(host, group, 'vfio_device_fops_release');
   device.open_count--;
   vfioGroupTryDissolveContainer(host, group);
   return { ret: 0, fields: { open_count: device.open_count } };

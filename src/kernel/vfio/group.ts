@@ -1,20 +1,21 @@
 // Models struct vfio_group: /dev/vfio/N, its binding to a container, and who uses it.
 
-import type { AddressRange, Command } from '../command.ts';
+import type { AddressRange, Command, GroupKind } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
 import { hex } from '../lib/u64.ts';
 import { MAX_GROUPS, MAX_RESERVED_REGIONS } from '../limits.ts';
-import { getTask } from '../mm/task.ts';
+import { getTask, hasSysRawio } from '../mm/task.ts';
 import type { Done } from '../outcome.ts';
 import { vfioIommuType1AttachGroup } from './attach.ts';
 import { type Container, containerOf, getContainer, requireAlive, requireOpen } from './container.ts';
+import { requireGroupLock } from './group-lock.ts';
 import { type Iommu, refuseSecondAttach, vfioIommuType1DetachGroup, vfioIommuType1Release } from './iommu.ts';
 import { blocksOf, emptyChain, type NotifierChain } from './notifier-chain.ts';
 
 export interface Group {
   id: string;
-  kind: 'mdev' | 'iommu';
+  kind: GroupKind;
   /** Of an IOMMU-backed group: iovas that it can't map, and those between which it can. */
   reserved: AddressRange[];
   aperture: AddressRange;
@@ -81,10 +82,21 @@ export function requireGroupFd(group: Group): void {
   if (!group.fd_open) throw new Errno('EBADF', `group '${group.id}': its file descriptor is closed`);
 }
 
-/** Models vfio_group_fops_open(). EBUSY: open already, or still bound to a container. */
-export function openGroup(host: Host, { group: id }: Extract<Command, { op: 'open_group' }>): Done {
+/** Whether `task` is one that a noiommu group or its back end refuses. null: a caller who may do anything. */
+export const lacksSysRawio = (host: Host, task: string | null): boolean =>
+  task !== null && !hasSysRawio(getTask(host, task));
+
+function requireSysRawio(host: Host, { id, kind }: Group, task: string | null): void {
+  if (kind === 'noiommu' && lacksSysRawio(host, task))
+    throw new Errno('EPERM', `group '${id}' is noiommu: task '${task}' lacks CAP_SYS_RAWIO`);
+}
+
+/** Models vfio_group_fops_open(). EPERM: noiommu without CAP_SYS_RAWIO. EBUSY: open already, or still bound to a container. */
+export function openGroup(host: Host, { group: id, task }: Extract<Command, { op: 'open_group' }>): Done {
   const group = getGroup(host, id);
+  if (task !== undefined) getTask(host, task);
   containerOf(host, group.container);
+  requireSysRawio(host, group, task ?? null);
   if (group.fd_open) throw new Errno('EBUSY', `group '${id}' is open already`);
   if (group.container !== null)
     throw new Errno('EBUSY', `group '${id}' is still bound to container '${group.container}' by its open devices`);
@@ -101,11 +113,12 @@ function warnOfListeners(host: Host, group: Group, where: string): void {
   if (left.length > 0) splat(host, 'WARN', where, `group notifier chain not empty (${left.join(', ')})`, []);
 }
 
-/** Models vfio_group_fops_release(): with devices open, the binding lives until the last of them closes. EIO, EBADF. */
+/** Models vfio_group_fops_release(): with devices open, the binding lives until the last of them closes. EIO, EBADF, EDEADLK. */
 export function closeGroup(host: Host, { group: id }: Extract<Command, { op: 'close_group' }>): Done {
   const group = getGroup(host, id);
   containerOf(host, group.container);
   requireGroupFd(group);
+  requireMayDissolve(host, group, 'vfio_group_fops_release');
   if (host.profile.groupChainCheck === 'close') warnOfListeners(host, group, 'vfio_group_fops_release');
   group.fd_open = false;
   vfioGroupTryDissolveContainer(host, group);
@@ -114,7 +127,8 @@ export function closeGroup(host: Host, { group: id }: Extract<Command, { op: 'cl
 
 /**
  * Models vfio_group_set_container(). `task` is the caller, whose limit a replay uses; without it each mapping's own task.
- * EIO container dead; EBADF group or container fd closed; EINVAL bound already; the errors of vfioIommuType1AttachGroup.
+ * EIO container dead; EBADF group or container fd closed; EINVAL bound already; EPERM noiommu without CAP_SYS_RAWIO; EDEADLK (4.10);
+ * EPERM noiommu groups and others in one container; the errors of vfioIommuType1AttachGroup.
  */
 export function setContainer(host: Host, command: Extract<Command, { op: 'set_container' }>): Done {
   const group = getGroup(host, command.group);
@@ -124,15 +138,25 @@ export function setContainer(host: Host, command: Extract<Command, { op: 'set_co
   requireGroupFd(group);
   if (group.container_users > 0)
     throw new Errno('EINVAL', `group '${group.id}' is bound to container '${group.container}' already`);
-  requireOpen(container);
-  refuseSecondAttach(host, group.id);
   if (command.task !== null) getTask(host, command.task);
+  requireSysRawio(host, group, command.task);
+  requireOpen(container);
+  requireGroupLock(host, container, 'set_container', 'vfio_group_set_container');
+  requireAlike(host, container, group);
+  refuseSecondAttach(host, group.id);
   if (container.iommu !== null) {
     const waiting = vfioIommuType1AttachGroup(host, container, container.iommu, group, command.task);
     if (waiting !== null) return { ret: 0, fields: {}, parked: waiting.id };
   }
   bind(container, group);
   return { ret: 0, fields: {} };
+}
+
+/** EPERM: noiommu groups share a container with none of another kind. */
+function requireAlike({ vfio }: Host, { id, groups }: Container, { kind }: Group): void {
+  const other = groups[0] === undefined ? undefined : vfio.groups.get(groups[0]);
+  if (other !== undefined && (other.kind === 'noiommu') !== (kind === 'noiommu'))
+    throw new Errno('EPERM', `container '${id}' holds group '${other.id}' of kind ${other.kind}: noiommu does not mix`);
 }
 
 /** The group counts as one user of the container from now on. */
@@ -142,7 +166,7 @@ export function bind(container: Container, group: Group): void {
   container.groups.push(group.id);
 }
 
-/** Models vfio_group_unset_container(). EIO; EBADF; EINVAL not bound; EBUSY a device is open. */
+/** Models vfio_group_unset_container(). EIO; EBADF; EINVAL not bound; EBUSY a device is open; EDEADLK (4.10). */
 export function unsetContainer(host: Host, { group: id }: Extract<Command, { op: 'unset_container' }>): Done {
   const group = getGroup(host, id);
   containerOf(host, group.container);
@@ -156,9 +180,16 @@ export function unsetContainer(host: Host, { group: id }: Extract<Command, { op:
         hint: 'close its devices; a pin or registration that waits counts until it returns',
       },
     );
+  requireMayDissolve(host, group, 'vfio_group_unset_container');
   group.container_users = 0;
   unbind(host, group);
   return { ret: 0, fields: {} };
+}
+
+/** EDEADLK: the last user of the group's binding leaves, and the lock that this takes is held. */
+export function requireMayDissolve(host: Host, group: Group, where: string): void {
+  if (group.container_users === 1)
+    requireGroupLock(host, getContainer(host, group.container as string), `detaching group '${group.id}'`, where);
 }
 
 /** Models vfio_group_try_dissolve_container(): one user less; the last one unbinds. */
@@ -174,18 +205,21 @@ function unbind(host: Host, group: Group): void {
   if (container.iommu !== null) vfioIommuType1DetachGroup(host, container, container.iommu, group);
   group.container = null;
   container.groups = container.groups.filter((id) => id !== group.id);
-  if (container.groups.length === 0 && container.iommu !== null)
-    vfioIommuType1Release(host, container, container.iommu);
+  if (container.groups.length > 0) return;
+  delete container.noiommu;
+  if (container.iommu !== null) vfioIommuType1Release(host, container, container.iommu);
 }
 
 /**
- * Models vfio_group_add_container_user(): what every call through a device needs of its group. EINVAL: no container, or no
- * iommu. The user is taken and dropped within one call, so nothing is counted here unless the call waits: holdContainerUser.
+ * Models vfio_group_add_container_user(): what every call through a device needs of its group. EINVAL: no container; EPERM,
+ * later ENOTTY: noiommu; EINVAL: no iommu. The user is taken and dropped within one call, so nothing is counted here unless the call waits: holdContainerUser.
  */
 export function vfioGroupAddContainerUser(host: Host, group: Group): { container: Container; iommu: Iommu } {
   if (group.container === null)
     throw new Errno('EINVAL', `group '${group.id}' is not bound to a container`, { hint: 'SET_CONTAINER first' });
   const container = getContainer(host, group.container);
+  if (group.kind === 'noiommu')
+    throw new Errno(host.profile.noiommuUser, `group '${group.id}' is noiommu: nothing is mapped or pinned through it`);
   if (container.iommu === null)
     throw new Errno('EINVAL', `container '${container.id}' has no iommu`, { hint: 'SET_IOMMU first' });
   return { container, iommu: container.iommu };

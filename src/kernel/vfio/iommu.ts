@@ -114,21 +114,23 @@ function detachFromDomain(host: Host, container: Container, iommu: Iommu, id: st
 function vfioSanityCheckPfnList(host: Host, container: Container, iommu: Iommu): void {
   for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
     if (dma.pfn_list.root === 0) continue;
-    const what = `pins-left-at-detach: ${dma.pfn_list.count} vfio_pfn left in ${printRange(dma.iova, dma.npage)} of ${container.id}`;
-    splat(host, 'WARN', 'vfio_sanity_check_pfn_list', what, [
-      'vfio_iommu_type1_detach_group',
-      '__vfio_group_unset_container',
-    ]);
+    const { where, text } = leftoverWarning(host, container.id, dma, dma.pfn_list.count);
+    splat(host, 'WARN', where, text, ['vfio_iommu_type1_detach_group', host.profile.detachFunction]);
     break;
   }
-  warnOfListeners(host, iommu);
+  warnOfListeners(host, iommu, 'vfio_sanity_check_pfn_list', ['vfio_iommu_type1_detach_group']);
 }
 
-function warnOfListeners(host: Host, iommu: Iommu): void {
+function warnOfListeners(
+  host: Host,
+  iommu: Iommu,
+  where = 'vfio_iommu_type1_detach_group',
+  path: readonly string[] = [],
+): void {
   const left = blocksOf(iommu.notifier);
   if (left.length === 0) return;
   const what = `listeners-left-at-detach: notifier chain or device list not empty (${left.join(', ')})`;
-  splat(host, 'WARN', 'vfio_iommu_type1_detach_group', what, ['__vfio_group_unset_container']);
+  splat(host, 'WARN', where, what, [...path, host.profile.detachFunction]);
 }
 
 /** Models vfio_iommu_unmap_unpin_all(). */
@@ -150,22 +152,30 @@ export function vfioIommuType1Release(host: Host, container: Container, iommu: I
       container,
       'vfio_iommu_type1_release',
       `use-after-free: iommu freed under ${users.join(', ')}`,
-      ['__vfio_group_unset_container'],
+      [host.profile.detachFunction],
     );
 }
 
-/** What the WARN of a mapping that goes away with `count` records in it says. */
-export const leftoverText = (
+/** The WARN of `count` records that are left in a mapping: old kernels look when the last mdev group leaves, newer ones at its removal. */
+export function leftoverWarning(
+  { profile }: Host,
   container: string,
   { iova, npage }: Pick<VfioDma, 'iova' | 'npage'>,
   count: number,
-): string => `mapping-removed-with-pins: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}`;
+): { where: string; text: string } {
+  const [where, label] =
+    profile.leftoverCheck === 'at-detach'
+      ? ['vfio_sanity_check_pfn_list', 'pins-left-at-detach']
+      : ['vfio_remove_dma', 'mapping-removed-with-pins'];
+  return { where, text: `${label}: ${count} vfio_pfn left in ${printRange(iova, npage)} of ${container}` };
+}
 
 /** Models vfio_remove_dma(): a mapping goes away with its pages; records that are still in it leak, in newer kernels with a WARN. */
 export function vfioRemoveDma(host: Host, container: Container, iommu: Iommu, dma: VfioDma, path: string[]): void {
   const { vfio } = host;
   if (dma.pfn_list.root !== 0 && host.profile.leftoverCheck === 'at-removal') {
-    splat(host, 'WARN', 'vfio_remove_dma', leftoverText(container.id, dma, dma.pfn_list.count), path);
+    const { where, text } = leftoverWarning(host, container.id, dma, dma.pfn_list.count);
+    splat(host, 'WARN', where, text, path);
   }
   vfioUnmapUnpinUncharge(host, iommu, dma);
   leakMapping(host, container, dma, iommu);

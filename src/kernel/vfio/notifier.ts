@@ -104,16 +104,22 @@ function chainToRegister(
     if (word.events !== 0) throw new Errno('EINVAL', `events has unknown bits: ${word.events} is left over`);
   };
   if (spec.type === IOMMU_NOTIFY) {
-    const { iommu } = vfioGroupAddContainerUser(host, group);
+    const { iommu } = requireContainerUser(host, group);
     leftOver();
     return { chain: iommu.notifier, bound: group };
   }
   if (spec.type === GROUP_NOTIFY) {
     leftOver();
-    vfioGroupAddContainerUser(host, group);
+    requireContainerUser(host, group);
     return { chain: group.notifier, bound: group };
   }
   throw new Errno('EINVAL', `type ${spec.type} is neither IOMMU (0) nor GROUP (1)`);
+}
+
+/** vfio_group_add_container_user() where only success matters: whatever it says is EINVAL. */
+function requireContainerUser(host: Host, group: Group): { iommu: Iommu } {
+  if (group.kind === 'noiommu') throw new Errno('EINVAL', `group '${group.id}' is noiommu: it has no notifiers`);
+  return vfioGroupAddContainerUser(host, group);
 }
 
 /** The block that a registration names, made or, unless it is on a chain, initialised anew. */
@@ -142,7 +148,7 @@ export function isRegistered({ vfio }: Host, id: string): boolean {
  * EOPNOTSUPP type or priority, or a driver that never has one; EEXIST it has one, or the id is another device's; EDEADLK.
  */
 function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: NotifierSpec): Done {
-  if (spec.type !== IOMMU_NOTIFY || spec.priority !== 0)
+  if (spec.explicit === true || spec.type !== IOMMU_NOTIFY || spec.priority !== 0)
     throw new Errno('EOPNOTSUPP', 'type and priority are of notifier blocks, which this kernel does not have', {
       hint: 'from 6.0 on a driver has one dma_unmap op; leave type and priority away',
     });
@@ -154,7 +160,7 @@ function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: No
   const { id } = adoptBlock(host, device, spec);
   device.listener = id;
   try {
-    if (device.open_count > 0 && group !== null) {
+    if (isListed(device, group)) {
       const { container, iommu } = vfioGroupAddContainerUser(host, group);
       registerDevice(host, container, iommu, device);
     }
@@ -165,10 +171,14 @@ function setDmaUnmapOp(host: Host, device: Device, group: Group | null, spec: No
   return { ret: 0, created: true, fields: { id, events_left: 0 } };
 }
 
+/** Whether an op of the device would be on its container's list: it is open, and the back end keeps one. */
+const isListed = (device: Device, group: Group | null): group is Group =>
+  device.open_count > 0 && group !== null && group.kind !== 'noiommu';
+
 /** Takes the op away again. ENOENT it is not the device's; EDEADLK. */
 function clearDmaUnmapOp(host: Host, device: Device, group: Group | null, id: string): Done {
   if (device.listener !== id) throw new Errno('ENOENT', `notifier '${id}' is not registered`);
-  if (device.open_count > 0 && group !== null) {
+  if (isListed(device, group)) {
     const { container, iommu } = vfioGroupAddContainerUser(host, group);
     unregisterDevice(host, container, iommu, device);
   }
@@ -190,7 +200,7 @@ export function unregisterNotifier(host: Host, { device: id, notifier, type }: U
   const kind = type ?? block.type;
   if (kind !== IOMMU_NOTIFY && kind !== GROUP_NOTIFY)
     throw new Errno('EINVAL', `type ${kind} is neither IOMMU (0) nor GROUP (1)`);
-  const { iommu } = vfioGroupAddContainerUser(host, group);
+  const { iommu } = requireContainerUser(host, group);
   const chain = kind === IOMMU_NOTIFY ? iommu.notifier : group.notifier;
   requireMayWait(host, chain, 'unregister_notifier');
   return underChainLock(host, chain, 'unregister_notifier', block, group, () => ({ ret: 0, fields: { id: notifier } }));

@@ -133,9 +133,22 @@ function bitmapOf({ flags, bitmap, task }: UnmapDma): UnmapLocals['bitmap'] {
 const endOf = ({ vfio: { dmas } }: Host, { flags, iova, npage }: UnmapLocals): number =>
   (flags & UNMAP_ALL) !== 0 ? PAGES_IN_U64 : dmas.end(iova, npage);
 
+/** The lowest mapping of the range that the profile's search comes to: one that ends at 2^64 hides others from newer kernels only. */
 function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
-  const slot = vfioFindDmaFirstNode(host.vfio.dmas, iommu.dma_list, locals.iova, endOf(host, locals));
-  return slot === 0 ? null : host.vfio.dmas.at(slot);
+  const { dmas } = host.vfio;
+  const end = endOf(host, locals);
+  if (host.profile.unmapOrder === 'ascending') {
+    const slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, end);
+    return slot === 0 ? null : dmas.at(slot);
+  }
+  let lowest = vfioFindDma(dmas, iommu.dma_list, locals.iova, end);
+  for (let slot = lowest === null ? 0 : dmas.links.prev(lowest.slot); slot !== 0; slot = dmas.links.prev(slot)) {
+    const dma = dmas.at(slot);
+    if (dmas.endOf(dma) === 0) continue;
+    if (dmas.endOf(dma) <= locals.iova) break;
+    lowest = dma;
+  }
+  return lowest;
 }
 
 /**
@@ -151,11 +164,21 @@ function requireMayWalk(host: Host, container: Container, iommu: Iommu, locals: 
   requireRoomForOperation(host);
 }
 
-/** Whether the first pass of the loop comes to a mapping with records. */
+/**
+ * Whether the first pass of the loop comes to a mapping with records. Where it goes by the shape of the tree, one that belongs
+ * to another mm ends it if it is the first, and is otherwise taken to be the last.
+ */
 function meetsPinned(host: Host, iommu: Iommu, locals: UnmapLocals): boolean {
   if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return false;
   const { dmas } = host.vfio;
-  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
+  let slot = lowestOverlapping(host, iommu, locals)?.slot ?? 0;
+  if (host.profile.unmapOrder === 'tree') {
+    const first = vfioFindDma(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
+    if (first === null || isLoopEnd(host, iommu, locals, first)) return false;
+    for (; slot !== 0 && dmas.at(slot).iova < endOf(host, locals); slot = dmas.links.next(slot))
+      if (dmas.at(slot).pfn_list.root !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot))) return true;
+    return false;
+  }
   for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
     if (dmas.at(slot).pfn_list.root !== 0) return true;
   return false;

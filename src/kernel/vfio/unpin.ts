@@ -6,7 +6,8 @@ import { type Host, splat } from '../host.ts';
 import { addressOf, hex, U64_MAX } from '../lib/u64.ts';
 import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import type { Container } from './container.ts';
+import { killContainer } from './bug.ts';
+import { type Container, getContainer } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { assertDeviceOpen } from './device-open.ts';
 import { type VfioDma, vfioFindDmaOfPage } from './dma.ts';
@@ -56,6 +57,7 @@ function unpinRange(host: Host, command: UnpinPages, device: Device, group: Grou
   if (device.listener === null) return warn('vfio_unpin_pages', 'device-without-unmap-callback', device.id);
   if (npage <= 0 || npage > PIN_PAGES_MAX_ENTRIES)
     return warn('vfio_device_container_unpin_pages', 'unpin-bad-count', `npage ${npage}`);
+  if (group?.kind === 'noiommu') throw unpinWithoutOp(host, getContainer(host, group.container as string));
   const where = 'vfio_iommu_type1_unpin_pages';
   const { container, iommu } = vfioGroupAddContainerUser(host, group as Group);
   if (!iommu.v2) return warn(where, 'unpin-on-v1', container.id);
@@ -66,6 +68,15 @@ function unpinRange(host: Host, command: UnpinPages, device: Device, group: Grou
   return done === npage
     ? { ret: 0, fields: {} }
     : warn(where, 'unpin-stopped-early', `${done} of ${npage} pages from iova ${hex(iova)}`);
+}
+
+/** The core asks whether a back end can pin, and not whether it can unpin. EIO: the container dies. */
+function unpinWithoutOp(host: Host, container: Container): Errno {
+  const what = 'NULL pointer dereference: the noiommu back end has no unpin_pages';
+  killContainer(host, container, 'vfio_device_container_unpin_pages', what, ['vfio_unpin_pages']);
+  return new Errno('EIO', `container '${container.id}' died: ${what}`, {
+    hint: 'a device of a noiommu group has no pins',
+  });
 }
 
 /**

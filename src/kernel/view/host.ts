@@ -8,7 +8,7 @@ import { getOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
 import { isGone } from '../vfio/container.ts';
 import { mappingsOf } from '../vfio/dma.ts';
-import { leftoverText } from '../vfio/iommu.ts';
+import { leftoverWarning } from '../vfio/iommu.ts';
 import { type LedgerRun, ledgerRuns } from '../vfio/ledger.ts';
 import { type Listed, listed } from './page.ts';
 
@@ -80,21 +80,23 @@ interface Leak {
   warn: string;
 }
 
-const warnOf = (container: string, mapping: Parameters<typeof leftoverText>[1], count: number): string =>
-  `WARNING: at vfio_remove_dma: ${leftoverText(container, mapping, count)}`;
+function warnOf(host: Host, container: string, mapping: Parameters<typeof leftoverWarning>[2], count: number): string {
+  const { where, text } = leftoverWarning(host, container, mapping, count);
+  return `WARNING: at ${where}: ${text}`;
+}
 
 /** Every run of references that is left: leaked ones first, then what is pinned, by container and mapping. */
 function* leaksOf(host: Host): Iterable<Leak> {
   for (const mapping of host.vfio.leaked) {
     const { container, runs, seq, pfns } = mapping;
-    const warn = warnOf(container, mapping, pfns.length);
+    const warn = warnOf(host, container, mapping, pfns.length);
     for (const run of runs) yield { run, device: run.device, container, state: 'leaked', leaked_seq: seq, warn };
   }
   for (const { id: container, iommu } of host.vfio.containers.values()) {
     if (iommu === null) continue;
     for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
       if (dma.pfn_list.root === 0) continue;
-      const warn = warnOf(container, dma, dma.pfn_list.count);
+      const warn = warnOf(host, container, dma, dma.pfn_list.count);
       for (const device of iommu.ledger.keys())
         for (const run of ledgerRuns(iommu, device, dma.iova, dma.npage))
           yield { run, device, container, state: 'pinned', leaked_seq: null, warn };

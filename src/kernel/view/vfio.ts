@@ -19,12 +19,12 @@ import { byId, type Listed, listed } from './page.ts';
 const protNames = (prot: number): Value[] => ['READ', 'WRITE'].filter((_, bit) => (prot & (1 << bit)) !== 0);
 
 function showContainer(host: Host, container: Container): Fields {
-  const { id, fd_open, groups, iommu, dead } = container;
+  const { id, fd_open, groups, iommu, noiommu, dead } = container;
   const types: Record<number, string> = { 1: 'TYPE1', 3: 'TYPE1v2', 6: 'NESTING' };
   return {
     id,
     fd_open,
-    iommu_type: iommu === null ? null : (types[iommu.type] ?? iommu.type),
+    iommu_type: noiommu === true ? 'NOIOMMU' : iommu === null ? null : (types[iommu.type] ?? iommu.type),
     dma_avail: host.profile.dmaEntryLimit ? (iommu?.dma_avail ?? null) : null,
     groups: [...groups],
     notifiers: iommu === null ? [] : blocksOf(iommu.notifier),
