@@ -10,6 +10,7 @@ import { adjustLockedVm, exitTask, patchTask, putTask } from './mm/task.ts';
 import { finishOperation } from './operation.ts';
 import { type Done, type Outcome, refusalOf } from './outcome.ts';
 import { patchHost } from './patch-host.ts';
+import type { Profile } from './profile.ts';
 import { applyTemplate } from './template.ts';
 import { closeContainer, putContainer, setIommu } from './vfio/container.ts';
 import { closeDevice, openDevice, putDevice, putDeviceInContainer } from './vfio/device.ts';
@@ -119,9 +120,17 @@ export function execute(host: Host, call: Call): Outcome {
   return { ...result, finished: host.finished, emitted: host.emitted };
 }
 
-/** Makes a host as its template says. `created_at` in milliseconds since the epoch. */
-export function createHost(id: string, options: HostOptions, created_at: number): Host {
-  const host = new Host(id, options, created_at);
+/**
+ * Makes a host as its template says. `created_at` in milliseconds since the epoch. `behaviours` take the place of its profile's:
+ * a kernel that never was, which shows what one behaviour alone changes.
+ */
+export function createHost(
+  id: string,
+  options: HostOptions,
+  created_at: number,
+  behaviours: Partial<Profile> = {},
+): Host {
+  const host = new Host(id, options, created_at, undefined, undefined, behaviours);
   applyTemplate(host);
   return host;
 }

@@ -73,9 +73,10 @@ export class Host {
     readonly created_at: number,
     readonly mm = new Mm(options.total_pages),
     readonly vfio = new Vfio(),
+    behaviours: Partial<Profile> = {},
   ) {
     this.options = { ...options };
-    this.profile = profileWith(options.profile, options.fixes);
+    this.profile = { ...profileWith(options.profile, options.fixes), ...behaviours };
     vfio.dmas.hides_end_of_space = this.profile.endOfSpace === 'hidden';
     this.call = {
       at: created_at,
