@@ -1,7 +1,7 @@
 // A differential run: the same commands on two or more kernels, each compared with the first. It changes nothing anywhere.
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { TooManyCommands } from '../errors.ts';
+import { HostUnavailable, TooManyCommands } from '../errors.ts';
 import {
   DIFFERENTIAL_SLICE_MS,
   MAX_DIFFERENTIAL_COMMANDS,
@@ -19,13 +19,13 @@ export interface DifferentialSettings {
   profiles: readonly string[];
   /** Whether the causes of differences are looked for. */
   causes: boolean;
-  /** Aborted when nobody waits for the report any more. */
+  /** Aborted when the service stops or nobody waits for the report any more. */
   signal: AbortSignal;
 }
 
 /**
  * Runs the commands of a plan under the profiles and says where they differ. Other work has its turn every few milliseconds.
- * TooManyCommands: more than MAX_DIFFERENTIAL_COMMANDS, or they take longer than MAX_DIFFERENTIAL_MS. Throws the signal's reason.
+ * TooManyCommands: more than MAX_DIFFERENTIAL_COMMANDS, or they take longer than MAX_DIFFERENTIAL_MS. HostUnavailable: aborted.
  */
 export async function runDifferential(
   given: Plan,
@@ -104,6 +104,6 @@ class Slices {
 
   private async rest(): Promise<void> {
     await nextTurn();
-    this.signal.throwIfAborted();
+    if (this.signal.aborted) throw new HostUnavailable(null, 'draining');
   }
 }

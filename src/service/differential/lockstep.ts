@@ -8,7 +8,7 @@ import { Player } from './player.ts';
 import type { Recording } from './recording.ts';
 import { differingAtEnd, differingCounters, differingPages, type StateDifference } from './state.ts';
 
-/** Where a difference is: the command, null for what is found when all are done, and the one with which it was seen. */
+/** Where a difference is: the command, 0 for the host as it was made, null for what is found when all are done, and the one with which it was seen. */
 export interface Place {
   position: number | null;
   seen_at: number;
@@ -24,6 +24,7 @@ export function* lockstep(
   sink: Sink,
 ): Generator<void, [Player, Player]> {
   const pair = new Pair(recording, kernels, sink);
+  pair.begin();
   for (let position = 1; position <= until; position++) yield* pair.step(position);
   yield* pair.end(until, until === recording.plan.items.length);
   return [pair.a, pair.b];
@@ -45,6 +46,11 @@ class Pair {
   ) {
     this.a = new Player(recording, a);
     this.b = new Player(recording, b);
+  }
+
+  /** What differs before the first command: the template was made on both. */
+  begin(): void {
+    this.compareCounters({ position: 0, seen_at: 0 });
   }
 
   *step(position: number): Generator<void> {

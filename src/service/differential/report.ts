@@ -96,7 +96,7 @@ function showDifference(
   kernels: readonly [Kernel, Kernel],
   { kind, name, place, answers, times, causes }: First,
 ): Fields {
-  const item = place.position === null ? null : itemAt(plan, place.position);
+  const item = place.position === null || place.position === 0 ? null : itemAt(plan, place.position);
   return {
     kind,
     name: name.replace('{0}', kernels[0].profile).replace('{1}', kernels[1].profile),
