@@ -37,13 +37,28 @@ export function differingRows(a: Profile, b: Profile): BehaviourName[] {
   );
 }
 
-const spot = ({ position }: Place, aspect: string): string => `${position ?? 'end'} ${aspect}`;
+/** Where, and what about: one name for a difference in any pair of kernels. */
+export const spotOf = ({ position }: Place, aspect: string): string => `${position ?? 'end'} ${aspect}`;
 
-/** Fills in the causes of the differences between two kernels. Yields after each command. */
+const order = ({ position }: Place): number => position ?? Number.MAX_SAFE_INTEGER;
+
+/** What differs between a kernel and another one with a row exchanged. */
+interface Bent {
+  there: Set<string>;
+  /** Position of the first difference that the two kernels themselves do not have: behind it, nothing is proved. */
+  strays: number;
+}
+
+/**
+ * Fills in the causes of the differences between two kernels, of which `known` names all. A row proves nothing behind the first
+ * difference that only its exchange makes: rows that belong together make a kernel that does not work when they are parted.
+ * Yields after each command.
+ */
 export function* explain(
   recording: Recording,
   [a, b]: readonly [Kernel, Kernel],
   differences: readonly Explained[],
+  known: ReadonlySet<string>,
 ): Generator<void> {
   const [mine, theirs] = [behavesAs(recording.plan, a), behavesAs(recording.plan, b)];
   const rows = differingRows(mine, theirs);
@@ -53,36 +68,41 @@ export function* explain(
   for (const difference of explained) difference.causes = [];
   for (const row of rows) {
     const bent = { ...b, behaviours: { ...b.behaviours, [row]: mine[row] } };
-    const there = yield* differencesAt(recording, [a, bent], explained);
-    if (there === null) continue;
+    const seen = yield* differencesAt(recording, [a, bent], explained, known);
     for (const { place, aspect, causes } of explained)
-      if (!there.has(spot(place, aspect))) causes?.push({ behaviour: row, proof: 'removes' });
+      if (order(place) < seen.strays && !seen.there.has(spotOf(place, aspect)))
+        causes?.push({ behaviour: row, proof: 'removes' });
   }
   const unexplained = explained.filter(({ causes }) => causes?.length === 0);
   if (unexplained.length === 0) return;
   for (const row of rows) {
     const bent = { ...a, behaviours: { ...a.behaviours, [row]: theirs[row] } };
-    const there = yield* differencesAt(recording, [a, bent], unexplained);
-    if (there === null) continue;
+    const seen = yield* differencesAt(recording, [a, bent], unexplained, known);
     for (const { place, aspect, causes } of unexplained)
-      if (there.has(spot(place, aspect))) causes?.push({ behaviour: row, proof: 'creates' });
+      if (order(place) < seen.strays && seen.there.has(spotOf(place, aspect)))
+        causes?.push({ behaviour: row, proof: 'creates' });
   }
 }
 
-/** What differs at the places of the given differences; null: no kernel can have that row with the others. */
+/** What differs at the places of the given differences. Where no kernel can have that row with the others, nothing is proved. */
 function* differencesAt(
   recording: Recording,
   kernels: readonly [Kernel, Kernel],
   differences: readonly Explained[],
-): Generator<void, Set<string> | null> {
-  const there = new Set<string>();
+  known: ReadonlySet<string>,
+): Generator<void, Bent> {
+  const bent: Bent = { there: new Set(), strays: Number.POSITIVE_INFINITY };
   const until = Math.max(0, ...differences.map(({ place }) => place.seen_at));
-  const work = lockstep(recording, kernels, until, (place, { aspect }) => void there.add(spot(place, aspect)));
+  const work = lockstep(recording, kernels, until, (place, { aspect }) => {
+    const spot = spotOf(place, aspect);
+    bent.there.add(spot);
+    if (!known.has(spot)) bent.strays = Math.min(bent.strays, order(place));
+  });
   for (;;) {
     try {
-      if (work.next().done === true) return there;
+      if (work.next().done === true) return bent;
     } catch {
-      return null;
+      return { ...bent, strays: -1 };
     }
     yield;
   }

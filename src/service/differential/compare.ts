@@ -56,7 +56,10 @@ function wholeAnswer({ state, ret, errno, detail, at_index, fields }: Observatio
 }
 
 function* fieldDifferences(op: string, a: Observation, b: Observation): Generator<Found> {
-  const head = ({ ret, errno }: Observation): Fields => ({ ret, ...(errno === null ? {} : { errno }) });
+  const head = ({ ret, errno, detail }: Observation): Fields => ({
+    ret,
+    ...(errno === null ? {} : { errno, detail: detail ?? '' }),
+  });
   if (a.ret !== b.ret)
     yield { kind: 'return-value', aspect: `${op} ret`, name: `${op}: ret`, answers: [wholeAnswer(a), wholeAnswer(b)] };
   const [first, second]: Fields[] = [a, b].map(({ at_index, fields }) => ({ at_index, ...fields }));

@@ -8,7 +8,7 @@ import {
   MAX_DIFFERENTIAL_MS,
   MAX_SHOWN_DIFFERENCES,
 } from '../limits.ts';
-import { explain } from './causes.ts';
+import { explain, spotOf } from './causes.ts';
 import { type Kernel, type Plan, withIds } from './item.ts';
 import { lockstep } from './lockstep.ts';
 import { type Recording, record } from './recording.ts';
@@ -55,14 +55,18 @@ async function compare(
   causes: boolean,
 ): Promise<Report['comparisons'][number]> {
   const firsts = new Firsts();
+  const known = new Set<string>();
   const { plan } = recording;
   const players = await slices.run(
-    lockstep(recording, kernels, plan.items.length, (place, found) => firsts.add(place, found)),
+    lockstep(recording, kernels, plan.items.length, (place, found) => {
+      firsts.add(place, found);
+      known.add(spotOf(place, found.aspect));
+    }),
   );
   const differences = firsts.inOrder();
   if (causes && differences.length > 0) {
     const explained = differences.slice(0, MAX_SHOWN_DIFFERENCES);
-    const isInTime = await slices.runWhileInTime(explain(recording, kernels, explained));
+    const isInTime = await slices.runWhileInTime(explain(recording, kernels, explained, known));
     // Half a search proves nothing.
     if (!isInTime) for (const difference of explained) difference.causes = null;
   }
