@@ -244,7 +244,7 @@ t.test(
 );
 
 t.test('a handler is played again where a kernel calls it more often than the recording', async (t) => {
-  // In 5.15 this unmap ends at the other mm; in 6.18 it goes on and calls the handler, which a later unmap of 5.15 called too.
+  // In 5.15 the first unmap ends at the other mm; in 6.18 it goes on and calls the handler, which the second of 5.15 called too.
   const report = await differential(
     ['5.15', '6.18'],
     [
@@ -254,16 +254,30 @@ t.test('a handler is played again where a kernel calls it more often than the re
       pin([1, 2]),
       unmap(0n, 4, { task: 'other' }),
       unmap(0n, 4),
-      inHandler(1, unpin([1, 2])),
+      inHandler(1, unpin([1])),
       ack(1),
+      inHandler(2, unpin([2])),
+      ack(2),
     ],
   );
   t.match(named(report, 'unmap_dma: notifications only in 6.18'), { position: 5 });
   t.match(report.comparisons[0], {
-    handlers: [{ profile: '6.18', rule: 'as-before', position: 5, times: 1 }],
-    left_out: [{ profile: '6.18', what: 'its handler is not called', position: 7, times: 2 }],
+    handlers: [{ profile: '6.18', rule: 'as-before', position: 5, times: 2 }],
+    left_out: [{ profile: '6.18', what: 'its handler is not called', position: 7, times: 4 }],
   });
-  t.notOk(seenIn(report).some(({ name }) => /BUG|EIO|waits/.test(name)));
+  t.notOk(seenIn(report).some(({ name }) => /BUG|EIO/.test(name)));
+});
+
+t.test('a listener that always unpinned all does so in a call that was not recorded', async (t) => {
+  // 5.4 takes the mapping at the root first; its handler unpins the lowest page too, whose mapping is then never announced.
+  const pages = [0n, PAGE, 2n * PAGE].map((iova) => map(iova, 1));
+  const handlers = [inHandler(1, unpin([1])), ack(1), inHandler(2, unpin([2, 0])), ack(2)];
+  const report = await differential(['5.4', '5.15'], [...pages, listen(), pin([0, 1, 2]), unmap(0n, 3), ...handlers]);
+  t.match(report.comparisons[0], {
+    handlers: [{ profile: '5.15', rule: 'as-always', position: 6, call: { iova: 0n, attempt: 1 }, times: 1 }],
+    left_out: [],
+  });
+  t.notOk(seenIn(report).some(({ name }) => /BUG|EIO/.test(name)));
 });
 
 t.test('pins are said in the form of each kernel; a run that is refused takes the runs before it back', async (t) => {

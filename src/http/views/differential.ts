@@ -56,7 +56,7 @@ const Comparison = object('Comparison', {
   handlers: Type.Array(
     object('HandlerRule', {
       profile,
-      rule: Names(['as-before', 'not-recorded', 'left-waiting'], 'How they were answered'),
+      rule: Names(['as-always', 'as-before', 'not-recorded', 'left-waiting'], 'How they were answered'),
       what: str('The rule in words'),
       position: position('Unmap that called the first one'),
       call: object('HandlerCall', {

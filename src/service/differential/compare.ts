@@ -31,7 +31,9 @@ export function* differencesOf(op: string, a: Observation, b: Observation): Gene
   } else {
     yield* fieldDifferences(op, a, b);
   }
-  if (a.parked !== b.parked && first === second)
+  // An unmap waits for whom it calls, which is compared below.
+  const sameCalls = (a.called.length === 0) === (b.called.length === 0);
+  if (a.parked !== b.parked && first === second && sameCalls)
     yield {
       kind: 'wait',
       aspect: `${op} wait`,

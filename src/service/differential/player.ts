@@ -3,17 +3,19 @@
 
 import type { Command } from '../../kernel/command.ts';
 import type { Host } from '../../kernel/host.ts';
+import { npageOf, pageNumberOf } from '../../kernel/lib/u64.ts';
 import type { Notification, Outcome } from '../../kernel/outcome.ts';
 import { type Profile, profileWith } from '../../kernel/profile.ts';
-import { NOTIFY_DONE } from '../../kernel/vfio/notifier.ts';
+import { ledgerRuns } from '../../kernel/vfio/ledger.ts';
+import { NOTIFY_DONE, NOTIFY_OK } from '../../kernel/vfio/notifier.ts';
 import { MAX_HANDLER_COMMANDS } from '../limits.ts';
 import { executeAs, hostOf, type Item, itemAt, type Kernel } from './item.ts';
 import { finish, joined, leaveOut, newObservation, type Observation, splatOf } from './observation.ts';
 import { type Answer, CallKeys, type HandlerCall, isAnswer, type Recording, returnOf } from './recording.ts';
-import { translate, undoOf } from './translate.ts';
+import { translate, undoOf, unpinsOf } from './translate.ts';
 
 /** How a handler call was answered that the recording does not have. */
-export type Rule = 'as-before' | 'not-recorded' | 'left-waiting';
+export type Rule = 'as-always' | 'as-before' | 'not-recorded' | 'left-waiting';
 
 /** Something that had to be said in another form, left out, or answered by a rule: how often, and where first. */
 export interface Note {
@@ -24,7 +26,9 @@ export interface Note {
 /** What is still to be done inside a handler: commands of the recording, and the answer. */
 type Step =
   /** `keep`: it is the command of that position, not another performance of it. */
-  { position: number; keep: boolean } | { answer: Pick<Answer, 'op'> & Partial<Answer>; position: number | null };
+  | { position: number; keep: boolean }
+  | { answer: Pick<Answer, 'op'> & Partial<Answer>; position: null }
+  | { unpin: Command; position: null };
 
 interface Script {
   /** Its notification on this kernel. */
@@ -111,7 +115,7 @@ export class Player {
       if (script.steps.length === 0) this.scripts.pop();
       if (step === undefined) continue;
       if ('keep' in step) yield* this.perform(step.position, script.notification, step.keep);
-      else yield* this.answer(script.notification, step);
+      else yield* this.inHandler(script.notification, step);
     }
   }
 
@@ -187,7 +191,8 @@ export class Player {
     return { ...command, operation: `${started[1]}-${this.seqs.get(Number(started[2])) ?? 0}` };
   }
 
-  private *answer(notification: string, { answer }: Extract<Step, { answer: unknown }>): Generator<void> {
+  /** A step of a handler call that the recording does not have. */
+  private *inHandler(notification: string, step: Exclude<Step, { keep: boolean }>): Generator<void> {
     const pending = this.host.vfio.notifications.get(notification);
     if (pending === undefined) return;
     const { device } = pending.notification;
@@ -198,6 +203,12 @@ export class Player {
       at: seq,
       request_id: `handler-${notification}`,
     };
+    if ('unpin' in step) {
+      this.execute(item, null, step.unpin, notification);
+      yield;
+      return;
+    }
+    const { answer } = step;
     const command: Command =
       answer.op === 'notification_timeout'
         ? { op: 'notification_timeout', notification }
@@ -275,10 +286,23 @@ export class Player {
       this.scripts.push({ notification: id, steps });
       return;
     }
-    const alike = this.recording.alike(unmap, notification);
-    const steps = this.stepsOf(alike);
+    if (pending.delivery.kind === 'builtin') {
+      const answer = { op: 'ack_notification' as const, ret: NOTIFY_OK, reason: 'slow_builtin' as const };
+      this.scripts.push({ notification: id, steps: [{ answer, position: null }] });
+      return;
+    }
+    this.improvise(unmap, notification);
+  }
+
+  /** Answers a call that was not recorded by the first rule that applies. */
+  private improvise(unmap: number, notification: Notification): void {
+    const { id } = notification;
+    const isTidy = this.recording.alwaysUnpinsAll(notification);
+    const alike = isTidy ? null : this.recording.alike(unmap, notification);
+    const steps = isTidy ? unpinSteps(this.host, notification) : this.stepsOf(alike);
     this.extra += steps.length;
-    const rule = this.extra > MAX_HANDLER_COMMANDS ? 'left-waiting' : alike === null ? 'not-recorded' : 'as-before';
+    const habit = isTidy ? 'as-always' : alike === null ? 'not-recorded' : 'as-before';
+    const rule = this.extra > MAX_HANDLER_COMMANDS ? 'left-waiting' : habit;
     const known = this.rules.get(rule);
     if (known === undefined) this.rules.set(rule, { position: unmap, times: 1, call: { ...notification } });
     else known.times++;
@@ -291,4 +315,13 @@ export class Player {
     const answer = returnOf(this.recording, alike) ?? { op: 'ack_notification' as const };
     return [...inside.map((position) => ({ position, keep: false })), { answer, position: null }];
   }
+}
+
+/** Unpins whatever a device has pinned in the announced range, and returns NOTIFY_OK. */
+function unpinSteps(host: Host, { device, container, iova, size }: Notification): Step[] {
+  const iommu = host.vfio.containers.get(container)?.iommu ?? null;
+  const runs = iommu === null ? [] : ledgerRuns(iommu, device, pageNumberOf(iova), npageOf(size));
+  const unpins = runs.flatMap((run) => unpinsOf(host.profile, device, run));
+  const answer = { op: 'ack_notification' as const, ret: NOTIFY_OK };
+  return [...unpins.map((unpin) => ({ unpin, position: null })), { answer, position: null }];
 }

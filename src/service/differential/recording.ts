@@ -2,7 +2,9 @@
 
 import type { Command } from '../../kernel/command.ts';
 import type { Host } from '../../kernel/host.ts';
+import { npageOf, pageNumberOf } from '../../kernel/lib/u64.ts';
 import type { Notification } from '../../kernel/outcome.ts';
+import { ledgerRuns } from '../../kernel/vfio/ledger.ts';
 import { executeAs, hostOf, itemAt, type Plan } from './item.ts';
 
 /** One call of a handler outside the kernel, as it was recorded. */
@@ -41,7 +43,14 @@ export class CallKeys {
   }
 }
 
+/** What a listener did in the calls that it answered. */
+interface Habit {
+  /** Nothing but unpins, and afterwards its device had nothing pinned in the announced range. */
+  clean: boolean;
+}
+
 export class Recording {
+  private readonly habits = new Map<string, Habit>();
   private readonly byId = new Map<string, HandlerCall>();
   private readonly byKey = new Map<string, HandlerCall>();
   private readonly byListener = new Map<string, HandlerCall[]>();
@@ -55,6 +64,20 @@ export class Recording {
     const calls = this.byListener.get(listener);
     if (calls === undefined) this.byListener.set(listener, [call]);
     else calls.push(call);
+  }
+
+  /** A handler is about to return. */
+  answered({ notifier, device, inside }: HandlerCall, left: number): void {
+    const isClean = left === 0 && inside.every((position) => itemAt(this.plan, position).command.op === 'unpin_pages');
+    const key = `${notifier} ${device}`;
+    const habit = this.habits.get(key);
+    if (habit === undefined) this.habits.set(key, { clean: isClean });
+    else habit.clean &&= isClean;
+  }
+
+  /** Whether a listener unpinned all that its device had pinned in the announced range, in every call that it answered. */
+  alwaysUnpinsAll({ notifier, device }: Notification): boolean {
+    return this.habits.get(`${notifier} ${device}`)?.clean === true;
   }
 
   /** The call that an item at a position names by its notification; null: there was none by then. */
@@ -99,13 +122,21 @@ export function* record(plan: Plan): Generator<void, Recording> {
     const { command } = item;
     const answered = isAnswer(command) && isPending(host, command) ? command.notification : null;
     recording.named(item.notification, position)?.inside.push(position);
+    const answering = recording.named(answered, position);
+    if (answering !== null) recording.answered(answering, referencesIn(host, answering));
     const { emitted } = executeAs(host, item, command, item.notification);
-    const call = recording.named(answered, position);
-    if (call !== null && !host.vfio.notifications.has(call.id)) call.answer = position;
+    if (answering !== null && !host.vfio.notifications.has(answering.id)) answering.answer = position;
     for (const id of emitted) noteCall(host, recording, keys, id, position);
     yield;
   }
   return recording;
+}
+
+/** Pages that the device of a call has pinned in its range. */
+function referencesIn(host: Host, { id, device, iova, size }: HandlerCall): number {
+  const container = host.vfio.notifications.get(id)?.notification.container;
+  const iommu = host.vfio.containers.get(container ?? '')?.iommu ?? null;
+  return iommu === null ? 0 : ledgerRuns(iommu, device, pageNumberOf(iova), npageOf(size)).length;
 }
 
 function isPending(host: Host, command: Answer): boolean {

@@ -78,6 +78,8 @@ function clipped(fields: Fields): Fields {
 }
 
 const RULES: Record<Rule, string> = {
+  'as-always':
+    'a handler call that was not recorded: unpins all that its device has pinned in the range, as the listener always did',
   'as-before':
     'a handler call that was not recorded: answered as the same listener answered the call that is most like it',
   'not-recorded': 'a handler call like none that was recorded: answered NOTIFY_DONE, nothing unpinned',

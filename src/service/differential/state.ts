@@ -29,7 +29,6 @@ export function* differingCounters(a: Host, b: Host): Generator<StateDifference>
   yield* unequal('pinned_records', '', a.vfio.pfns.count, b.vfio.pfns.count);
   yield* unequal('pinned_pages', '', a.mm.pages.pinned, b.mm.pages.pinned);
   yield* unequal('leaked_mappings', '', a.vfio.leaked.length, b.vfio.leaked.length);
-  yield* unequal('waiting_notifications', '', a.vfio.notifications.size, b.vfio.notifications.size);
   yield* unequal('dead', '', a.dead !== null, b.dead !== null);
   for (const id of union(a.mm.tasks, b.mm.tasks))
     yield* unequal('locked_vm', `task ${id}`, lockedVm(a, id), lockedVm(b, id));

@@ -112,3 +112,20 @@ export const undoOf = ({ device, user_pfn, npage, contiguous }: Pin): Command =>
   npage,
   ...(contiguous === undefined ? {} : { contiguous }),
 });
+
+/** The calls that drop every reference of a run of pages, in the form of a kernel. */
+export function unpinsOf(
+  { pinForm }: Profile,
+  device: string,
+  { iova, npage, references }: { iova: number; npage: number; references: number },
+): Command[] {
+  const calls: Command[] = [];
+  for (let n = 0; n < references; n++)
+    for (let first = iova; first < iova + npage; first += PIN_PAGES_MAX_ENTRIES) {
+      const count = Math.min(PIN_PAGES_MAX_ENTRIES, iova + npage - first);
+      const range = { op: 'unpin_pages' as const, device, npage: count };
+      if (pinForm === 'iova') calls.push({ ...range, user_pfn: [], contiguous: { iova: addressOf(first) } });
+      else calls.push({ ...range, user_pfn: Array.from({ length: count }, (_, i) => first + i) });
+    }
+  return calls;
+}
