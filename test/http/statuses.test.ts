@@ -246,6 +246,7 @@ t.test('2xx: every success, with the values of its example', async (t) => {
     ['trace', 200],
     ['journal', 200],
     ['invariants', 200],
+    ['differential', 200],
     ['sync', 200],
     ['put_host', 201, { host: 'made' }],
     ['put_host', 200, { host: 'made' }],
@@ -613,6 +614,24 @@ t.test('409 of the dma_unmap op: a second one, and what would deadlock with a wa
   t.equal(unmap.status, 202);
   for (const call of ['devices/mdev2/open', 'devices/mdev0/close'])
     t.match(await client.ask('POST', `${at}/${call}`, {}), { status: 409, body: { errno: 'EDEADLK', hint: /dmesg/ } });
+});
+
+t.test('404 and 409 of a differential run: an unknown host, a journal whose beginning was dropped', async (t) => {
+  const profiles = ['5.15', '6.18'];
+  const unknown = await client.ask('POST', '/v1/differential', { profiles, host: 'nowhere' });
+  t.match(unknown, { status: 404, body: { detail: "no host 'nowhere'" } });
+  const forgetful = await startApp({ JOURNAL_KEEP: '5' });
+  t.teardown(() => forgetful.close());
+  const other = new Client(forgetful, client.document);
+  for (let delta = 1; delta <= 10; delta++)
+    await other.ask('POST', '/v1/hosts/default/tasks/qemu/adjust_locked_vm', { delta });
+  t.equal((await other.ask('POST', '/v1/differential', { profiles, host: 'default' })).status, 200);
+  await forgetful.service.checkpoint('default');
+  t.match(await other.ask('POST', '/v1/differential', { profiles, host: 'default' }), {
+    status: 409,
+    body: { type: /#journal-incomplete$/, detail: /the oldest that is kept is 6/ },
+  });
+  for (const seen of other.seen) client.seen.add(seen);
 });
 
 t.test('409 of hosts: the same id with other options', async (t) => {
