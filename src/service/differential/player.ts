@@ -3,32 +3,21 @@
 
 import type { Command } from '../../kernel/command.ts';
 import type { Host } from '../../kernel/host.ts';
-import { npageOf, pageNumberOf } from '../../kernel/lib/u64.ts';
 import type { Notification, Outcome } from '../../kernel/outcome.ts';
 import { type Profile, profileWith } from '../../kernel/profile.ts';
-import { ledgerRuns } from '../../kernel/vfio/ledger.ts';
-import { NOTIFY_DONE, NOTIFY_OK } from '../../kernel/vfio/notifier.ts';
+import { NOTIFY_DONE } from '../../kernel/vfio/notifier.ts';
 import { MAX_HANDLER_COMMANDS } from '../limits.ts';
+import { improvised, type Rule, SLOW_BUILTIN, type Step } from './improvise.ts';
 import { executeAs, hostOf, type Item, itemAt, type Kernel } from './item.ts';
 import { finish, joined, leaveOut, newObservation, type Observation, splatOf } from './observation.ts';
-import { type Answer, CallKeys, type HandlerCall, isAnswer, type Recording, returnOf } from './recording.ts';
-import { translate, undoOf, unpinsOf } from './translate.ts';
-
-/** How a handler call was answered that the recording does not have. */
-export type Rule = 'as-always' | 'as-before' | 'not-recorded' | 'left-waiting';
+import { type Answer, CallKeys, isAnswer, type Recording } from './recording.ts';
+import { translate, undoOf } from './translate.ts';
 
 /** Something that had to be said in another form, left out, or answered by a rule: how often, and where first. */
 export interface Note {
   position: number;
   times: number;
 }
-
-/** What is still to be done inside a handler: commands of the recording, and the answer. */
-type Step =
-  /** `keep`: it is the command of that position, not another performance of it. */
-  | { position: number; keep: boolean }
-  | { answer: Pick<Answer, 'op'> & Partial<Answer>; position: null }
-  | { unpin: Command; position: null };
 
 interface Script {
   /** Its notification on this kernel. */
@@ -286,42 +275,19 @@ export class Player {
       this.scripts.push({ notification: id, steps });
       return;
     }
-    if (pending.delivery.kind === 'builtin') {
-      const answer = { op: 'ack_notification' as const, ret: NOTIFY_OK, reason: 'slow_builtin' as const };
-      this.scripts.push({ notification: id, steps: [{ answer, position: null }] });
-      return;
-    }
-    this.improvise(unmap, notification);
+    if (pending.delivery.kind === 'builtin') this.scripts.push({ notification: id, steps: [SLOW_BUILTIN] });
+    else this.improvise(unmap, notification);
   }
 
   /** Answers a call that was not recorded by the first rule that applies. */
   private improvise(unmap: number, notification: Notification): void {
     const { id } = notification;
-    const isTidy = this.recording.alwaysUnpinsAll(notification);
-    const alike = isTidy ? null : this.recording.alike(unmap, notification);
-    const steps = isTidy ? unpinSteps(this.host, notification) : this.stepsOf(alike);
+    const { rule: habit, steps } = improvised(this.recording, this.host, unmap, notification);
     this.extra += steps.length;
-    const habit = isTidy ? 'as-always' : alike === null ? 'not-recorded' : 'as-before';
     const rule = this.extra > MAX_HANDLER_COMMANDS ? 'left-waiting' : habit;
     const known = this.rules.get(rule);
     if (known === undefined) this.rules.set(rule, { position: unmap, times: 1, call: { ...notification } });
     else known.times++;
     if (rule !== 'left-waiting') this.scripts.push({ notification: id, steps });
   }
-
-  private stepsOf(alike: HandlerCall | null): Step[] {
-    if (alike === null) return [{ answer: { op: 'ack_notification' }, position: null }];
-    const inside = alike.inside.filter((position) => position !== alike.answer);
-    const answer = returnOf(this.recording, alike) ?? { op: 'ack_notification' as const };
-    return [...inside.map((position) => ({ position, keep: false })), { answer, position: null }];
-  }
-}
-
-/** Unpins whatever a device has pinned in the announced range, and returns NOTIFY_OK. */
-function unpinSteps(host: Host, { device, container, iova, size }: Notification): Step[] {
-  const iommu = host.vfio.containers.get(container)?.iommu ?? null;
-  const runs = iommu === null ? [] : ledgerRuns(iommu, device, pageNumberOf(iova), npageOf(size));
-  const unpins = runs.flatMap((run) => unpinsOf(host.profile, device, run));
-  const answer = { op: 'ack_notification' as const, ret: NOTIFY_OK };
-  return [...unpins.map((unpin) => ({ unpin, position: null })), { answer, position: null }];
 }

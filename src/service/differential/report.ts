@@ -5,9 +5,10 @@ import { BEHAVIOURS } from '../../kernel/profile.ts';
 import { MAX_SHOWN_DIFFERENCES, MAX_SHOWN_ENTRIES, MAX_SHOWN_TEXT } from '../limits.ts';
 import { behavesAs, type Cause, type Explained } from './causes.ts';
 import type { Found, Kind } from './compare.ts';
+import type { Rule } from './improvise.ts';
 import { itemAt, type Kernel, type Plan } from './item.ts';
 import type { Place } from './lockstep.ts';
-import type { Note, Player, Rule } from './player.ts';
+import type { Note, Player } from './player.ts';
 
 /** The first difference of its name, and how often there is one. */
 export interface First extends Explained {
