@@ -18,6 +18,7 @@ export type ServicePort = Pick<
   | 'journal'
   | 'notifications'
   | 'sync'
+  | 'differential'
   | 'readiness'
   | 'stats'
 >;

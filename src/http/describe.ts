@@ -18,6 +18,7 @@ export const TAGS = {
   faults: 'Failures that the next call of an operation is to meet',
   'looking-in': 'Kernel log, trace, journal, invariants, leaks',
   hosts: 'Hosts: one emulated Linux machine each',
+  differential: 'The same commands under several kernels',
   process: 'The service itself',
 } as const;
 export type Tag = keyof typeof TAGS;
@@ -109,7 +110,7 @@ export function headersOf(spec: AnySpec, isPost: boolean): TSchema {
   return Type.Object({
     ...REQUEST_ID,
     ...(spec.does === 'command' ? IN_HANDLER : {}),
-    ...(isPost && spec.does !== 'process' ? IDEMPOTENCY : {}),
+    ...(isPost && (spec.does === 'command' || spec.does === 'host') ? IDEMPOTENCY : {}),
     ...(spec.waits === true ? PREFER : {}),
   });
 }

@@ -3,7 +3,15 @@
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { Errno, NoSuchObject } from '../kernel/errno.ts';
 import { refusalOf } from '../kernel/outcome.ts';
-import { HostExists, HostUnavailable, IdempotencyMismatch, NoSuchHost, TooMany } from '../service/errors.ts';
+import {
+  HostExists,
+  HostUnavailable,
+  IdempotencyMismatch,
+  JournalIncomplete,
+  NoSuchHost,
+  TooMany,
+  TooManyCommands,
+} from '../service/errors.ts';
 import { BODY_LIMIT, RETRY_AFTER_S } from './limits.ts';
 import { type Cause, Problem, type ProblemBody, problemOfCause } from './problems.ts';
 import { refused, sendProblem } from './reply.ts';
@@ -33,6 +41,8 @@ function answerTo(error: FrameworkError, request: FastifyRequest): Answered {
   if (error instanceof Problem) return plain(error.kind, error.message, error.extensions, error.headers);
   if (error instanceof NoSuchHost) return plain('not-found', error.message);
   if (error instanceof HostExists) return plain('host-exists', error.message, { errno: 'EEXIST', ret: -17 });
+  if (error instanceof JournalIncomplete) return plain('journal-incomplete', error.message);
+  if (error instanceof TooManyCommands) return plain('too-many-commands', error.message, { limit: error.limit });
   if (error instanceof IdempotencyMismatch) return plain('idempotency-mismatch', error.message);
   if (error instanceof HostUnavailable)
     return plain('unavailable', error.message, { reason: error.reason }, retry(error.retry_after_s));

@@ -25,6 +25,7 @@ import { Metrics } from './metrics.ts';
 import { Problem } from './problems.ts';
 import { containerRoutes } from './routes/containers.ts';
 import { deviceRoutes } from './routes/devices.ts';
+import { differentialRoute } from './routes/differential.ts';
 import { dirtyPagesRoutes } from './routes/dirty-pages.ts';
 import { dmaRoutes } from './routes/dma.ts';
 import { faultRoutes } from './routes/faults.ts';
@@ -127,6 +128,7 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
       faultRoutes,
       lookingInRoutes,
       hostRoutes,
+      differentialRoute,
     ])
       routes(api);
     metricsRoute(api, metrics);

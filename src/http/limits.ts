@@ -4,6 +4,10 @@
 export const BODY_LIMIT = 1024 * 1024;
 /** Entries of one array in a body: far above the kernel's 512, so that the kernel answers E2BIG itself. */
 export const MAX_ARRAY = 65536;
+/** Commands that one differential request brings; a journal, or the command line, may have more. */
+export const MAX_SENT_COMMANDS = 2000;
+/** Profiles of one differential run: as many as there are. */
+export const MAX_COMPARED_PROFILES = 5;
 /** Ranges in one body: above the kernel's bound, so that it answers E2BIG itself. */
 export const MAX_RANGES = 1024;
 /** Fixes that one host names: more than there are, so that naming one twice is no error. */

@@ -47,6 +47,8 @@ export const CAUSES = {
   'not-found': { status: 404, title: 'Not found' },
   'method-not-allowed': { status: 405, title: 'Method not allowed' },
   'host-exists': { status: 409, title: 'Host exists with other options' },
+  'journal-incomplete': { status: 409, title: 'The journal does not begin with its first command' },
+  'too-many-commands': { status: 413, title: 'More than a differential run takes' },
   'body-too-large': { status: 413, title: 'Body too large' },
   'content-type': { status: 415, title: 'Content type not supported' },
   'idempotency-mismatch': { status: 422, title: 'Idempotency-Key used with another request' },

@@ -57,3 +57,27 @@ export class TooMany extends Error {
     this.name = 'TooMany';
   }
 }
+
+/** 409: the journal of a host does not begin with its first command any more. */
+export class JournalIncomplete extends Error {
+  constructor(
+    readonly host: string,
+    readonly oldest: number | null,
+  ) {
+    const kept = oldest === null ? 'nothing is kept' : `the oldest that is kept is ${oldest}`;
+    super(`the journal of host '${host}' does not begin with its first command: ${kept}`);
+    this.name = 'JournalIncomplete';
+  }
+}
+
+/** 413: more than a differential run takes. */
+export class TooManyCommands extends Error {
+  constructor(
+    /** What there are too many of. */
+    readonly what: string,
+    readonly limit: number,
+  ) {
+    super(`a differential run takes at most ${limit} ${what}`);
+    this.name = 'TooManyCommands';
+  }
+}

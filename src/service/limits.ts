@@ -55,3 +55,23 @@ export const QUARANTINE_RETRY_AFTER_S = 60;
 export const TTL_SWEEP_MS = 1_000;
 /** Tries to read a host at the start before it is quarantined: a store that fails as often needs a person. */
 export const START_LOAD_TRIES = 3;
+
+/** Commands of one differential run: an hour of a busy driver; each is executed once a profile, and again to find causes. */
+export const MAX_DIFFERENTIAL_COMMANDS = 20_000;
+/** Steps of handlers that a profile calls and the recording does not have; beyond, their notifications are left waiting. */
+export const MAX_HANDLER_COMMANDS = 100_000;
+/** Commands that are executed to find the causes of one comparison; differences that come later are shown without a cause. */
+export const MAX_CAUSE_COMMANDS = 400_000;
+/** Differences that one comparison shows: more than anybody reads. */
+export const MAX_SHOWN_DIFFERENCES = 200;
+/** Records and host pages of which the states are compared when all commands are done. */
+export const MAX_COMPARED_RECORDS = 200_000;
+/** Entries of a list, and characters of a text, that the answers of a difference show. */
+export const MAX_SHOWN_ENTRIES = 32;
+export const MAX_SHOWN_TEXT = 400;
+/** Differential runs at one time: each holds as many hosts in memory as it compares. */
+export const MAX_DIFFERENTIALS = 2;
+/** Time of one differential run; beyond it the client is told to send less. */
+export const MAX_DIFFERENTIAL_MS = 60_000;
+/** Time that a differential run takes at a stretch, before whatever else waits has its turn. */
+export const DIFFERENTIAL_SLICE_MS = 5;

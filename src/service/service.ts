@@ -8,12 +8,23 @@ import type { Answer, RequestContext } from './answer.ts';
 import { type CheckpointSettings, defaultCheckpoints } from './checkpointer.ts';
 import { type Clock, systemClock } from './clock.ts';
 import { Committer, type CommitterStats } from './committer.ts';
+import { type DifferentialSettings, runDifferential } from './differential/differential.ts';
+import type { Plan } from './differential/item.ts';
+import { planOfJournal, type RecordedOn } from './differential/journal-plan.ts';
+import type { Report } from './differential/report.ts';
 import { HostExists, HostUnavailable, NoSuchHost, TooMany } from './errors.ts';
 import { copyOptions, DEFAULT_HOST_OPTIONS, optionsFromText, optionsToText, sameOptions } from './host-options.ts';
 import { type HostView, hostView, type LeakReport, leakReport, type NotLoaded, notLoadedView } from './host-view.ts';
 import { type JournalEntry, readJournal } from './journal.ts';
 import { Lifecycles } from './lifecycles.ts';
-import { DEFAULT_JOURNAL_KEEP, MAX_HOSTS, MAX_WAITING_REQUESTS, STOP_BUDGET_MS, TTL_SWEEP_MS } from './limits.ts';
+import {
+  DEFAULT_JOURNAL_KEEP,
+  MAX_DIFFERENTIALS,
+  MAX_HOSTS,
+  MAX_WAITING_REQUESTS,
+  STOP_BUDGET_MS,
+  TTL_SWEEP_MS,
+} from './limits.ts';
 import { Loader } from './loader.ts';
 import { type ServiceLog, silentLog } from './log.ts';
 import type { HostRow, Store } from './ports.ts';
@@ -50,6 +61,7 @@ export class Service {
   private waiting = 0;
   /** Hosts that are being created. */
   private births = 0;
+  private differentials = 0;
   private last_generation = 0;
   private started = false;
   private cancelSweep: () => void = () => {};
@@ -164,6 +176,23 @@ export class Service {
   /** Long poll: the device's unanswered poll notifications as soon as there is one; [] after wait_ms. */
   notifications(host: string, device: string, wait_ms: number, signal: AbortSignal): Promise<Notification[]> {
     return this.onHost(host, ({ actor }) => actor.notifications(device, wait_ms, signal));
+  }
+
+  /** Runs a host's journal, or commands that the client brings, under several profiles. No host is made or changed. */
+  differential(source: Plan | RecordedOn, settings: DifferentialSettings): Promise<Report> {
+    return this.request(async () => {
+      if (this.differentials >= MAX_DIFFERENTIALS) throw new TooMany('differential runs', MAX_DIFFERENTIALS);
+      this.differentials++;
+      try {
+        return await runDifferential('host' in source ? await this.recorded(source) : source, settings);
+      } finally {
+        this.differentials--;
+      }
+    });
+  }
+
+  private recorded({ host, until }: RecordedOn): Promise<Plan> {
+    return this.onHost(host, ({ actor }) => planOfJournal(this.store, actor.row, actor.committed_seq, until));
   }
 
   /** Brings the relational rows of a host up to now. */

@@ -136,21 +136,36 @@ async function pinFour(host: string): Promise<void> {
   await call('POST', `${host}/devices/mdev0/pin_pages`, { user_pfn: [0, 0, 1, 2, 3], prot: ['READ'] });
 }
 
-t.test('the tour of README.md does what it says', async (t) => {
-  const chunks = chunksOf(readFileSync(join(ROOT, 'README.md'), 'utf8'));
-  t.ok(chunks.filter((chunk) => chunk.expected.length > 0).length >= 10, 'the tour promises something at ten places');
+/** Runs the chunks in one shell; what each of them printed. */
+async function outputsOf(chunks: readonly Chunk[]): Promise<string[]> {
   const mark = (i: number): string => `====== chunk ${i} ======`;
   const script = chunks.map(({ commands }, i) => `echo; echo '${mark(i)}'\n${commands.join('\n')}\n`).join('');
   const output = await bash(script.replaceAll(BASE_URL, url));
+  return chunks.map((_, i) => {
+    const until = output.indexOf(mark(i + 1));
+    return output.slice(output.indexOf(mark(i)) + mark(i).length, until === -1 ? undefined : until);
+  });
+}
+
+t.test('the tour of README.md does what it says', async (t) => {
+  const chunks = chunksOf(readFileSync(join(ROOT, 'README.md'), 'utf8'));
+  t.ok(chunks.filter((chunk) => chunk.expected.length > 0).length >= 10, 'the tour promises something at ten places');
+  const outputs = await outputsOf(chunks);
 
   for (const [i, { commands, expected }] of chunks.entries()) {
-    const from = output.indexOf(mark(i));
-    const until = output.indexOf(mark(i + 1));
-    const said = output.slice(from + mark(i).length, until === -1 ? undefined : until);
+    const said = outputs[i] as string;
     for (const line of expected) t.match(said, promise(line), `${(commands.at(-1) as string).slice(0, 60)} -> ${line}`);
     t.notMatch(said, /"status":(4|5)\d\d/, `${(commands.at(-1) as string).slice(0, 60)}: nothing is refused`);
   }
   t.match(await call('GET', 'default/invariants'), { ok: true }, 'the invariants hold at its end');
+});
+
+t.test('docs/how-to/port-a-driver.md: its shell lines say what it promises', async (t) => {
+  const chunks = chunksOf(readFileSync(join(ROOT, 'docs/how-to/port-a-driver.md'), 'utf8'));
+  t.equal(chunks.filter(({ expected }) => expected.length > 0).length, 2);
+  const outputs = await outputsOf(chunks);
+  for (const [i, { expected }] of chunks.entries())
+    for (const line of expected) t.match(outputs[i], promise(line), line);
 });
 
 t.test('docs/how-to/sql.md: its queries run on the database of a running service', async (t) => {

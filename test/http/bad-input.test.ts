@@ -51,6 +51,15 @@ function* wrongBodies(value: unknown, { path, schema, required }: Place): Iterab
       yield { body: changed(value, [...path, unknown], { to: 1 }), path: [...path, unknown] };
 }
 
+/** Whether a place has not been seen yet: samples differ in the branches of unions, and have the rest in common. */
+function isNew(seen: Map<Schema, Set<string>>, { path, schema }: Place): boolean {
+  const paths = seen.get(schema) ?? new Set();
+  seen.set(schema, paths);
+  const isFirst = !paths.has(path.join('/'));
+  paths.add(path.join('/'));
+  return isFirst;
+}
+
 t.test(
   'every field of every body: missing, of another type, out of range, unknown is a 400 that names it and changes nothing',
   async (t) => {
@@ -58,9 +67,10 @@ t.test(
     let tried = 0;
     for (const found of withBody) {
       const mistakes: string[] = [];
+      const seen = new Map<Schema, Set<string>>();
       for (const { value, places } of samplesOf(schemaOf(found))) {
         t.equal(document.bodyViolation(found, value), null, `${found.operation.operationId}: the sample fits`);
-        for (const place of places)
+        for (const place of places.filter((each) => isNew(seen, each)))
           for (const { body, path } of wrongBodies(value, place)) {
             tried++;
             const mistake = await mistakeOf(found, body, path);

@@ -3,6 +3,7 @@
 import t from 'tap';
 import { containerRefusals } from './statuses/containers.ts';
 import { deviceRefusals } from './statuses/devices.ts';
+import { differentialRefusals } from './statuses/differential.ts';
 import { dmaRefusals } from './statuses/dma.ts';
 import { everyOperation } from './statuses/every-operation.ts';
 import { groupRefusals } from './statuses/groups.ts';
@@ -23,6 +24,7 @@ t.test('groups', groupRefusals);
 t.test('devices and pins', deviceRefusals);
 t.test('mappings', dmaRefusals);
 t.test('notifiers', notifierRefusals);
+t.test('differential runs', differentialRefusals);
 
 t.test('nothing that is documented was left out', async (t) => {
   const documented = operations.flatMap(({ operation }) =>

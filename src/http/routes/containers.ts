@@ -11,7 +11,7 @@ import { closed, Id, Int, Names, PageOf, PageQuery, Path, ReplyOf, UINT_MAX } fr
 import { Container, Info } from '../views/vfio.ts';
 
 /** VFIO_TYPE1_IOMMU and VFIO_TYPE1v2_IOMMU. */
-const IOMMU_TYPES = { TYPE1: 1, TYPE1v2: 3 };
+export const IOMMU_TYPES = { TYPE1: 1, TYPE1v2: 3 };
 /** Bytes that hold every capability of VFIO_IOMMU_GET_INFO. */
 const INFO_ARGSZ = 4096;
 

@@ -8,7 +8,7 @@ import { numberOf, u32, u64 } from '../parse.ts';
 import { submit } from '../reply.ts';
 import { Base64, closed, Id, Int, Names, Path, ReplyOf, U64, UINT_MAX } from '../schema.ts';
 
-const FLAGS = { start: DIRTY_PAGES_START, stop: DIRTY_PAGES_STOP, get: DIRTY_PAGES_GET_BITMAP };
+export const DIRTY_FLAGS = { start: DIRTY_PAGES_START, stop: DIRTY_PAGES_STOP, get: DIRTY_PAGES_GET_BITMAP };
 /** Bits of a bitmap come in whole u64 words. */
 const WORD_BITS = 64n;
 const WORD_BYTES = 8n;
@@ -126,7 +126,7 @@ export function dirtyPagesRoutes(app: Api): void {
     return submit(request, reply, {
       op: 'dirty_pages',
       container: request.params.container,
-      flags: u32(numberOf(op, FLAGS)),
+      flags: u32(numberOf(op, DIRTY_FLAGS)),
       argsz,
       range: 'iova' in body ? rangeOf(body) : null,
       task,

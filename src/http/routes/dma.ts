@@ -11,10 +11,10 @@ import { show, showPage, submit } from '../reply.ts';
 import { Base64, Count, closed, Flags, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
 import { Mapping, PfnRecord, Tree } from '../views/vfio.ts';
 
-const MAP_FLAGS = { READ, WRITE, VADDR: MAP_VADDR };
-const UNMAP_FLAGS = { GET_DIRTY_BITMAP: UNMAP_GET_DIRTY_BITMAP, ALL: UNMAP_ALL, VADDR: UNMAP_VADDR };
+export const MAP_FLAGS = { READ, WRITE, VADDR: MAP_VADDR };
+export const UNMAP_FLAGS = { GET_DIRTY_BITMAP: UNMAP_GET_DIRTY_BITMAP, ALL: UNMAP_ALL, VADDR: UNMAP_VADDR };
 /** Size of struct vfio_iommu_type1_dma_map. */
-const MAP_ARGSZ = 32;
+export const MAP_ARGSZ = 32;
 /** Levels of a tree that are shown unless asked for more. */
 const SHOWN_DEPTH = 8;
 

@@ -14,9 +14,9 @@ import { show, showPage, submit } from '../reply.ts';
 import { closed, Int, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
 import { FaultFields, FaultView } from '../views/host.ts';
 
-const POINTS = ['record_alloc', 'charge'] as const;
+export const POINTS = ['record_alloc', 'charge'] as const;
 /** Operations that allocate records or charge locked_vm. */
-const CALLS = [
+export const CALLS = [
   'pin_pages',
   'unpin_pages',
   'map_dma',

@@ -22,7 +22,7 @@ const example = {
   notifiers: [],
 };
 
-const Range = closed({ start: U64('First byte'), last: U64('Last byte') });
+export const Range = closed({ start: U64('First byte'), last: U64('Last byte') });
 const rangeOf = ({ start, last }: Static<typeof Range>): AddressRange => ({ start: u64(start), last: u64(last) });
 
 const put = describe({

@@ -1,6 +1,7 @@
 // Routes of hosts: one emulated Linux machine each, isolated from all others.
 
-import Type from 'typebox';
+import Type, { type Static } from 'typebox';
+import type { HostOptions } from '../../kernel/command.ts';
 import { PROFILE_NAMES } from '../../kernel/profile.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../service/host-options.ts';
 import type { Api } from '../api.ts';
@@ -20,7 +21,27 @@ const changeable = {
     Nullable(Int('Seconds', 1, MAX_TTL_S), 'An untouched host is deleted after this time; null: never'),
   ),
 };
+/** What a host is made with; every field has a default. */
+export const HostBody = closed({
+  profile: Type.Optional(Names(PROFILE_NAMES, 'Kernel to behave as')),
+  template: Type.Optional(Names(['empty', 'default'], 'What it contains')),
+  total_pages: Type.Optional(Int('Host pages', 1, MAX_PFN)),
+  fixes: Type.Optional(
+    Type.Array(Names(FIX_NAMES, 'Fix'), {
+      maxItems: MAX_FIXES,
+      description: 'Known defects of the profile to be without, in any order',
+    }),
+  ),
+  ...changeable,
+});
 const options = { ...DEFAULT_HOST_OPTIONS, fixes: [] };
+
+/** The options that a body asks for. */
+export const hostOptionsOf = ({ fixes = [], ...body }: Static<typeof HostBody>): HostOptions => ({
+  ...options,
+  ...body,
+  fixes: [...new Set(fixes)].sort(),
+});
 const example = {
   id: 'h1',
   ...options,
@@ -54,18 +75,7 @@ The profile is the kernel that the host behaves as, its known defects included. 
 ${fixesText()}`,
   does: 'host',
   params: host,
-  body: closed({
-    profile: Type.Optional(Names(PROFILE_NAMES, 'Kernel to behave as')),
-    template: Type.Optional(Names(['empty', 'default'], 'What it contains')),
-    total_pages: Type.Optional(Int('Host pages', 1, MAX_PFN)),
-    fixes: Type.Optional(
-      Type.Array(Names(FIX_NAMES, 'Fix'), {
-        maxItems: MAX_FIXES,
-        description: 'Known defects of the profile to be without, in any order',
-      }),
-    ),
-    ...changeable,
-  }),
+  body: HostBody,
   bodyExample: { profile: '5.15', template: 'default' },
   success: [
     { status: 201, description: 'Made', schema: ReplyOf(HostFields), example: { ret: 0, ...example } },
@@ -157,9 +167,7 @@ const reset = describe({
 export function hostRoutes(app: Api): void {
   const one = '/v1/hosts/:host';
   app.put(one, { schema: put }, async (request, reply) => {
-    const { fixes = [], ...body } = request.body;
-    const asked = { ...options, ...body, fixes: [...new Set(fixes)].sort() };
-    const { created, view } = await app.service.createHost(request.params.host, asked);
+    const { created, view } = await app.service.createHost(request.params.host, hostOptionsOf(request.body));
     reply.code(created ? 201 : 200);
     return { ret: 0, ...printedFields(view) };
   });

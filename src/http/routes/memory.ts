@@ -41,7 +41,7 @@ const pfnmap = {
     ),
   ),
 };
-const BackingBody = Type.Union(
+export const BackingBody = Type.Union(
   [
     closed({ kind: Type.Literal('anon') }),
     closed({
@@ -198,7 +198,7 @@ const pages = describe({
   refusalExample: { errno: 'EINVAL', detail: 'addr: 0x7f0000000800 is not page aligned' },
 });
 
-function backingOf(body: Static<typeof BackingBody> = { kind: 'anon' }): Backing {
+export function backingOf(body: Static<typeof BackingBody> = { kind: 'anon' }): Backing {
   switch (body.kind) {
     case 'file':
       return { kind: 'file', file: body.file, pgoff: int(body.pgoff ?? 0), shared: body.shared ?? true };

@@ -12,12 +12,12 @@ import { Task, TaskFields } from '../views/tasks.ts';
 
 const task = { host: Path.host, task: Path.task };
 
-const rlimit_memlock = Type.Union([Type.Literal('unlimited'), U64('Bytes')], { description: 'RLIMIT_MEMLOCK' });
+export const rlimit_memlock = Type.Union([Type.Literal('unlimited'), U64('Bytes')], { description: 'RLIMIT_MEMLOCK' });
 const cap_ipc_lock = Type.Boolean({ description: 'CAP_IPC_LOCK' });
 const cap_sys_rawio = Type.Boolean({ description: 'CAP_SYS_RAWIO, which noiommu groups ask for' });
 
 /** RLIMIT_MEMLOCK where PUT names none. */
-const DEFAULT_RLIMIT = '0x4000000';
+export const DEFAULT_RLIMIT = '0x4000000';
 
 const example = {
   id: 'qemu',

@@ -78,6 +78,7 @@ export async function successes(t: Test): Promise<void> {
       ['trace', 200],
       ['journal', 200],
       ['invariants', 200],
+      ['differential', 200],
       ['sync', 200],
       ['put_host', 201, { host: 'made' }],
       ['put_host', 200, { host: 'made' }],
