@@ -5,7 +5,7 @@ import Type, { type Static, type TProperties } from 'typebox';
 import type { Command } from '../kernel/command.ts';
 import { NOTIFY_RETURNS } from '../service/notify-return.ts';
 import { MAX_NOTIFICATION_ID, MAX_TIMEOUT_MS, MAX_TTL_S } from './limits.ts';
-import { NotifierBody, NotifierType, notifierOf, notifierType } from './notifier-spec.ts';
+import { CommandNotifier, commandNotifierOf, NotifierType, notifierType } from './notifier-spec.ts';
 import { mask, numberOf, u32 } from './parse.ts';
 import { IOMMU_TYPES } from './routes/containers.ts';
 import { DIRTY_FLAGS } from './routes/dirty-pages.ts';
@@ -96,7 +96,7 @@ export const CommandBody = Type.Union(
       data: Type.Optional(Nullable(Base64('Bytes to write'), 'null: a read')),
       task: caller,
     }),
-    command('register_notifier', { device, notifier: NotifierBody }),
+    command('register_notifier', { device, notifier: CommandNotifier }),
     command('unregister_notifier', {
       device,
       notifier: id('Notifier'),
@@ -117,7 +117,7 @@ export const CommandBody = Type.Union(
     command('put_device_in_container', {
       device,
       container,
-      notifier: Type.Optional(Nullable(NotifierBody, 'Registered at once')),
+      notifier: Type.Optional(Nullable(CommandNotifier, 'Registered at once')),
     }),
     command('open_device', { device }),
     command('close_device', { device }),
@@ -238,9 +238,11 @@ function numbersOf(json: CommandJson): object {
     case 'mmap':
       return { prot: mask(json.prot, MAP_FLAGS), backing: backingOf(json.backing) };
     case 'register_notifier':
-      return { notifier: notifierOf(json.notifier) };
+      return { notifier: commandNotifierOf(json.notifier) };
     case 'put_device_in_container':
-      return { notifier: json.notifier === undefined || json.notifier === null ? null : notifierOf(json.notifier) };
+      return {
+        notifier: json.notifier === undefined || json.notifier === null ? null : commandNotifierOf(json.notifier),
+      };
     case 'unregister_notifier':
       return { type: json.type === undefined || json.type === null ? null : notifierType(json.type) };
     case 'ack_notification':

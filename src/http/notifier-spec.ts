@@ -46,12 +46,20 @@ const DeliveryBody = Type.Union(
   { description: 'How the handler is called' },
 );
 
-export const NotifierBody = closed({
+const fields = {
   id: Type.Optional(Id('Id of the block; made when absent. The same id again is the same block', 'n0')),
   events: Flags(['DMA_UNMAP'], 'The events word'),
   type: Type.Optional(NotifierType),
   priority: Type.Optional(CInt('Higher ones are called first (default 0)')),
   delivery: DeliveryBody,
+};
+
+export const NotifierBody = closed(fields);
+
+/** As a command has it, where type and priority are never absent. */
+export const CommandNotifier = closed({
+  ...fields,
+  explicit: Type.Optional(Type.Boolean({ description: 'Type or priority were named by the caller' })),
 });
 
 export const notifierType = (type: string | number): number => numberOf(type, TYPES);
@@ -60,6 +68,12 @@ function deliveryOf(body: Static<typeof DeliveryBody>): Delivery {
   if (body.kind !== 'builtin') return body;
   const { kind, behavior, n = 1, delay_ms = 0 } = body;
   return { kind, behavior, n, delay_ms: int(delay_ms) };
+}
+
+/** Of a command: that it was named is a field of its own. */
+export function commandNotifierOf({ explicit, ...body }: Static<typeof CommandNotifier>): NotifierSpec {
+  const { explicit: _, ...spec } = notifierOf(body);
+  return explicit === true ? { ...spec, explicit } : spec;
 }
 
 export function notifierOf({ id, events, type, priority, delivery }: Static<typeof NotifierBody>): NotifierSpec {
