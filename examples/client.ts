@@ -219,7 +219,7 @@ export class HostClient {
   // notifiers
 
   async registerNotifier(device: string, id: string, delivery: Delivery): Promise<void> {
-    await this.#post(`/devices/${device}/notifiers`, { id, events: ['DMA_UNMAP'], type: 'IOMMU', delivery });
+    await this.#post(`/devices/${device}/notifiers`, { id, events: ['DMA_UNMAP'], delivery });
   }
   async unregisterNotifier(device: string, id: string): Promise<void> {
     await this.#send('DELETE', `/devices/${device}/notifiers/${id}`, {});

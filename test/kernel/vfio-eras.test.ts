@@ -267,3 +267,83 @@ t.test("4.10: the lock of a container's groups", async (t) => {
       },
     );
 });
+
+/** Numbers from a seed (mulberry32). */
+function randomOf(state: number): (below: number) => number {
+  let a = state;
+  return (below) => {
+    a = (a + 0x6d2b79f5) | 0;
+    let x = Math.imul(a ^ (a >>> 15), a | 1);
+    x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
+    return Math.floor((((x ^ (x >>> 14)) >>> 0) / 2 ** 32) * below);
+  };
+}
+
+/** One command on a machine of setup S with task U, thread T1 of T, listening device D2 in G2, and groups GI (iommu) and N (noiommu). */
+function randomCommand(random: (below: number) => number): Command {
+  const pick = <V>(...values: V[]): V => values[random(values.length)] as V;
+  const task = (): string => pick('T', 'T1', 'U');
+  const iova = 0x10000n + BigInt(random(6)) * 0x2000n;
+  const size = BigInt(1 + random(2)) * PAGE;
+  const vaddr = V + BigInt(random(60)) * PAGE;
+  const pin = { device: pick('D1', 'D2'), user_pfn: [Number(iova / PAGE)], npage: 1 };
+  const mapping = { container: 'C', task: task(), iova, size };
+  return pick<() => Command>(
+    () => ({ op: 'exec', task: task() }),
+    () => ({ op: 'exit', task: task(), thread_only: true }),
+    () => ({
+      op: 'put_task',
+      task: pick('T2', 'T3', 'T4'),
+      rlimit_memlock: 0n,
+      cap_ipc_lock: false,
+      thread_of: task(),
+    }),
+    () => ({
+      op: 'mmap',
+      task: task(),
+      addr: V,
+      length: 64n * PAGE,
+      prot: RW,
+      backing: { kind: 'pages', pfns: [[2000 + 64 * random(8), 64]] },
+      noreplace: false,
+    }),
+    ...Array<() => Command>(4).fill(() => ({ op: 'map_dma', ...mapping, vaddr, flags: RW, argsz: 32 })),
+    () => ({ op: 'unmap_dma', ...mapping, task: pick(task(), null), flags: pick(0, 0, 4), argsz: null, bitmap: null }),
+    () => ({ op: 'map_dma', ...mapping, vaddr, flags: 4, argsz: 32 }),
+    ...Array<() => Command>(6).fill(() => ({ op: 'pin_pages', ...pin, prot: 1 })),
+    ...Array<() => Command>(3).fill(() => ({ op: 'unpin_pages', ...pin })),
+    () => ({ op: 'set_container', group: pick('GI', 'N', 'G1', 'G2'), container: 'C', task: task() }),
+    () => ({ op: 'unset_container', group: pick('GI', 'G2') }),
+    () => ({ op: pick('close_device', 'open_device'), device: 'D2' }),
+    () => ({ op: 'put_fault', fault: 'f', point: 'charge', call: pick('pin_pages', 'unpin_pages'), nth: 1 }),
+  )();
+}
+
+t.test('exec among all else', async (t) => {
+  const seed = Number(process.env.SEED ?? 20_240);
+  t.comment(`seed ${seed}`);
+  await inProfiles(t, PROFILE_NAMES, 'whatever happens, the invariants hold', (t, profile) => {
+    let execs = 0;
+    for (let round = 0; round < 40; round++) {
+      const random = randomOf(seed + round);
+      const m = setup({ profile, limit: random(2) === 0 ? 64 : 6 });
+      m.task('U');
+      m.task('T1', 0, false, 'T');
+      m.pages('U', V, [[5000, 64]]);
+      m.group('G2', 'C');
+      m.device('D2', 'G2');
+      m.listen('D2', 'L2', { kind: 'builtin', behavior: 'unpin_all', n: 1, delay_ms: 0 });
+      m.run({ op: 'put_group', group: 'GI', kind: 'iommu' });
+      m.run({ op: 'put_group', group: 'N', kind: 'noiommu' });
+      for (let step = 0; step < 80; step++) {
+        const command = randomCommand(random);
+        const ranged = profile === '6.18' && (command.op === 'pin_pages' || command.op === 'unpin_pages');
+        if (ranged)
+          Object.assign(command, { contiguous: { iova: BigInt(command.user_pfn[0] ?? 0) * PAGE }, user_pfn: [] });
+        const outcome = m.run(command);
+        if (command.op === 'exec' && outcome.ret === 0) execs++;
+      }
+    }
+    t.ok(execs > 40, `${execs} of them`);
+  });
+});

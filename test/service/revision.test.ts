@@ -65,7 +65,7 @@ t.test('revision 1: what waited goes on', async (t) => {
   const vaddr = { task: 'qemu', iova: '0x200000', vaddr: '0x7f0000300000', size: '0x4000', flags: ['VADDR'] };
   t.equal((await ask(app, 'POST', `${at}/containers/vfio0/map_dma`, vaddr)).status, 200);
   t.match((await ask(app, 'GET', `${at}/operations/pin_pages-14`)).body, { state: 'done', result: { ret: 1 } });
-  for (const host of ['default', 'old', 'new'])
+  for (const host of ['default', 'old', 'new', 'rows'])
     t.match((await ask(app, 'GET', `/v1/hosts/${host}/invariants`)).body, { ok: true }, host);
 });
 

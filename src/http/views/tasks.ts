@@ -12,7 +12,7 @@ export const TaskFields = {
   alive: bool('Whether it has not exited'),
   rlimit_memlock: Type.Union([Type.Literal('unlimited'), U64Out('Bytes')], { description: 'RLIMIT_MEMLOCK' }),
   cap_ipc_lock: bool('CAP_IPC_LOCK'),
-  cap_sys_rawio: bool('CAP_SYS_RAWIO'),
+  cap_sys_rawio: Type.Optional(bool('CAP_SYS_RAWIO; a reply to a command leaves false out')),
   locked_vm: Nullable(Int('Pages'), 'Pages charged to the mm'),
   VmLck: Nullable(Type.Integer(), 'As in /proc/PID/status, in kB'),
   VmPin: Nullable(Type.Integer(), 'As in /proc/PID/status, in kB'),

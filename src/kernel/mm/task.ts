@@ -81,7 +81,7 @@ export function taskRlimitPages(host: Host, id: string): number {
   return Number(rlimit_memlock >> 12n);
 }
 
-/** What a client sees of a task. */
+/** What a command that makes or changes a task answers. */
 export function taskFields(host: Host, task: Task): Fields {
   const mm = task.mm === null ? null : getMm(host, task.mm);
   return {
@@ -92,7 +92,7 @@ export function taskFields(host: Host, task: Task): Fields {
     alive: mm !== null,
     rlimit_memlock: threadGroupOf(host, task).rlimit_memlock,
     cap_ipc_lock: task.cap_ipc_lock,
-    cap_sys_rawio: hasSysRawio(task),
+    ...(hasSysRawio(task) ? { cap_sys_rawio: true } : {}),
     locked_vm: mm === null ? null : mm.locked_vm,
     VmLck: mm === null ? null : mm.locked_vm * 4,
     VmPin: mm === null ? null : mm.pinned_vm * 4,
@@ -103,8 +103,8 @@ export function taskFields(host: Host, task: Task): Fields {
 /** EEXIST: the task was made with another body; names the first field that differs. */
 function requireSameBody(task: Task, body: TaskBody): void {
   for (const field of ['rlimit_memlock', 'cap_ipc_lock', 'cap_sys_rawio', 'thread_of'] as const) {
-    const made = task.body[field] ?? false;
-    const asked = body[field] ?? false;
+    const { [field]: made = false } = task.body;
+    const { [field]: asked = false } = body;
     if (made === asked) continue;
     const print = (value: typeof made): string => (typeof value === 'bigint' ? hex(value) : String(value));
     throw new Errno('EEXIST', `task '${task.id}' exists with ${field} ${print(made)}, not ${print(asked)}`);

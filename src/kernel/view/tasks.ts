@@ -7,7 +7,7 @@ import { getLayout, layoutPfn } from '../mm/layout.ts';
 import { kindName } from '../mm/page.ts';
 import { KIND_ANON, KIND_DEVICE, KIND_FILE, PAGES_PER_CHUNK } from '../mm/page-frames.ts';
 import { PTE_PRESENT, PTE_TYPE_MASK, PTE_WRITE } from '../mm/page-table.ts';
-import { getTask, mmOf, taskFields } from '../mm/task.ts';
+import { getTask, hasSysRawio, mmOf, type Task, taskFields } from '../mm/task.ts';
 import {
   VM_EXEC,
   VM_IO,
@@ -24,14 +24,16 @@ import {
 import type { Fields, Value } from '../outcome.ts';
 import { byId, type Listed, listed } from './page.ts';
 
-export const viewTask = (host: Host, id: string): Fields => taskFields(host, getTask(host, id));
+const showTask = (host: Host, task: Task): Fields => ({ ...taskFields(host, task), cap_sys_rawio: hasSysRawio(task) });
+
+export const viewTask = (host: Host, id: string): Fields => showTask(host, getTask(host, id));
 
 export const listTasks = (host: Host, after: string | null, limit: number): Listed<string> =>
   listed(
     byId(host.mm.tasks, after),
     limit,
     ({ id }) => id,
-    (task) => taskFields(host, task),
+    (task) => showTask(host, task),
   );
 
 const FLAG_NAMES: readonly [number, string][] = [
