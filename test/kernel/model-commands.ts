@@ -3,14 +3,19 @@
 import fc from 'fast-check';
 import type { Command } from '../../src/kernel/command.ts';
 import { READ, WRITE } from '../../src/kernel/command.ts';
-import type { World } from './model-world.ts';
-import { type NaiveMapping, type NaiveNotification, PAGE } from './naive-types.ts';
+import type { Rules } from './naive-rules.ts';
+import { PAGE } from './naive-types.ts';
 
 /** Where the tasks' memory lies; A and B have the same layout in address spaces of their own. */
 export const ANON = 0x100000n;
 export const LAID_OUT = 0x200000n;
 export const READ_ONLY = 0x300000n;
 const HOLE = 0x400000n;
+/** Device memory, in an area that may be written and in one that may not. */
+const DEVICE = 0x500000n;
+const READ_ONLY_DEVICE = 0x600000n;
+/** The last iova pages of the space. */
+const TOP_IOVA = 2n ** 52n - 6n;
 const AREA_PAGES = 6n;
 const FIRST_IOVA = 0x10n;
 const IOVA_PAGES = 9;
@@ -18,7 +23,19 @@ const IOVA_PAGES = 9;
 export const PAGES = [
   { pfn: 104, kind: 'reserved' },
   { pfn: 110, kind: 'zero' },
+  { pfn: 200, kind: 'device' },
+  { pfn: 201, kind: 'reserved' },
+  { pfn: 202, kind: 'reserved' },
+  { pfn: 203, kind: 'reserved' },
+  { pfn: 204, kind: 'normal' },
+  { pfn: 205, kind: 'reserved' },
+  { pfn: 210, kind: 'device' },
+  { pfn: 211, kind: 'reserved' },
+  { pfn: 212, kind: 'reserved' },
 ] as const;
+/** Every state that a page of device memory can be in before its first use. */
+const PTES = ['rw', 'rw', 'r', 'lazy', 'lazy-retry', 'sigbus'] as const;
+const READ_ONLY_PTES = ['r', 'r', 'lazy'] as const;
 
 type Backing = Extract<Command, { op: 'mmap' }>['backing'];
 /** The same host page at two addresses, and a reserved one. */
@@ -54,6 +71,14 @@ export function* prepare(rlimitPages: number): Iterable<Command> {
     };
     yield { op: 'mmap', task, addr: LAID_OUT, length: 6n * PAGE, prot: READ | WRITE, backing: MIXED, noreplace: true };
     yield { op: 'mmap', task, addr: READ_ONLY, length: 3n * PAGE, prot: READ, backing: TWO_AND_ZERO, noreplace: true };
+    const device = { kind: 'pfnmap', struct_page: true, reserved: true } as const;
+    for (const [addr, prot, pfn, ptes] of [
+      [DEVICE, READ | WRITE, 200, PTES],
+      [READ_ONLY_DEVICE, READ, 210, READ_ONLY_PTES],
+    ] as const) {
+      const length = BigInt(ptes.length) * PAGE;
+      yield { op: 'mmap', task, addr, length, prot, backing: { ...device, pfn, ptes: [...ptes] }, noreplace: true };
+    }
   }
   yield { op: 'put_task', task: 'A1', rlimit_memlock: 'unlimited', cap_ipc_lock: true, thread_of: 'A' };
   for (const container of ['C', 'X']) yield { op: 'put_container', container };
@@ -66,64 +91,157 @@ export function* prepare(rlimitPages: number): Iterable<Command> {
     for (const device of devices) yield { op: 'put_device', device, group };
   }
   yield { op: 'put_device', device: 'D0', group: null };
+  yield { op: 'put_group', group: 'H1', kind: 'iommu' };
+  yield {
+    op: 'put_group',
+    group: 'H2',
+    kind: 'iommu',
+    reserved: [RESERVED],
+    aperture: { start: 0n, last: 0xffffffffn },
+  };
+  yield { op: 'put_device', device: 'E1', group: 'H1' };
 }
 
-/** What most runs begin with: a container in which pins are possible, and neighbouring mappings with pins in them. */
-export function* assemble(type: number, mappings: number): Iterable<Command> {
-  for (const group of ['G1', 'G2']) yield { op: 'set_container', group, container: 'C', task: null };
-  yield { op: 'set_iommu', container: 'C', type, task: null };
-  yield { op: 'open_device', device: 'D1' };
-  yield { op: 'open_device', device: 'D2' };
-  yield { op: 'register_notifier', device: 'D1', notifier: block('L0') };
-  for (let i = 0n; i < mappings; i++) {
-    const size = 2n * PAGE;
-    const iova = FIRST_IOVA * PAGE + i * size;
-    const flags = READ | WRITE;
-    yield { op: 'map_dma', container: 'C', task: 'A', iova, vaddr: ANON + i * size, size, flags, argsz: 32 };
-    yield { op: 'pin_pages', device: 'D1', user_pfn: [Number(iova / PAGE)], npage: 1, prot: READ };
-  }
+/** Of the second IOMMU-backed group: the last of the few iova pages. */
+const RESERVED = { start: 0x18000n, last: 0x18fffn };
+
+/** What a run begins with. */
+export interface Beginning {
+  dma_entry_limit: number;
+  rlimitPages: number;
+  /** Type of the back end; 0: nothing is assembled. */
+  type: number;
+  /** Mappings with a pin in each. */
+  mappings: number;
+  /** An IOMMU-backed group is there: after the mappings, before them, or alone. */
+  iommu: 'none' | 'late' | 'early' | 'alone';
+  /** One more mapping, which ends at 2^64. */
+  top: boolean;
 }
+
+export const beginnings: fc.Arbitrary<Beginning> = fc.record({
+  dma_entry_limit: fc.constantFrom(2, 3, 8, 8),
+  rlimitPages: fc.constantFrom(0, 2, 3, 64, 64),
+  type: fc.oneof({ weight: 12, arbitrary: fc.constant(3) }, { weight: 1, arbitrary: fc.constantFrom(0, 1, 6) }),
+  mappings: fc.constantFrom(0, 0, 1, 2, 3, 5),
+  iommu: fc.constantFrom('none', 'none', 'none', 'none', 'none', 'late', 'early', 'alone'),
+  top: fc.constantFrom(false, false, false, false, true),
+});
+
+/** What most runs begin with: a container in which pins are possible, and neighbouring mappings with pins in them. */
+export function* assemble(begin: Beginning, rules: Rules): Iterable<Command> {
+  const { type, mappings, iommu, top } = begin;
+  const mdev = iommu !== 'alone';
+  const bind = (group: string): Command => ({ op: 'set_container', group, container: 'C', task: null });
+  if (iommu === 'early' || iommu === 'alone') yield bind('H1');
+  if (mdev) for (const group of ['G1', 'G2']) yield bind(group);
+  yield { op: 'set_iommu', container: 'C', type, task: null };
+  for (const device of mdev ? ['D1', 'D2'] : ['E1']) yield { op: 'open_device', device };
+  for (const [device, id] of mdev
+    ? ([
+        ['D1', 'L0'],
+        ['D2', 'L1'],
+      ] as const)
+    : ([['E1', 'L0']] as const))
+    if (id === 'L0' || rules.deviceIsListener)
+      yield { op: 'register_notifier', device, notifier: { ...block(id), priority: 0 } };
+  if (top) yield mapping(TOP_IOVA * PAGE + 3n * PAGE, ANON + 3n * PAGE, 3n * PAGE);
+  for (let i = 0n; i < mappings; i++) {
+    const size = i < 3n ? 2n * PAGE : PAGE;
+    const iova = FIRST_IOVA * PAGE + (i < 3n ? 2n * i : i + 3n) * PAGE;
+    yield mapping(iova, ANON + (i < 3n ? i : 1n) * 2n * PAGE, size);
+    if (mdev) yield pinCommand(rules, 'D1', [iova], READ);
+  }
+  if (iommu === 'late') yield bind('H1');
+}
+
+const mapping = (iova: bigint, vaddr: bigint, size: bigint): Command => ({
+  op: 'map_dma',
+  ...{ container: 'C', task: 'A', iova, vaddr, size, flags: READ | WRITE, argsz: 32 },
+});
+
+/** What names pages: an array, or as many from the first one on. */
+const entries = ({ takesArrays }: Rules, iovas: readonly bigint[], npage = iovas.length) =>
+  takesArrays
+    ? { user_pfn: iovas.map((iova) => Number(iova / PAGE)), npage }
+    : { user_pfn: [], npage, contiguous: { iova: iovas[0] ?? 0n } };
+
+export const pinCommand = (
+  rules: Rules,
+  device: string,
+  iovas: readonly bigint[],
+  prot: number,
+  npage?: number,
+): Command => ({
+  op: 'pin_pages',
+  device,
+  ...entries(rules, iovas, npage),
+  prot,
+});
+
+export const unpinCommand = (rules: Rules, device: string, iovas: readonly bigint[], npage?: number): Command => ({
+  op: 'unpin_pages',
+  device,
+  ...entries(rules, iovas, npage),
+});
 
 const PRIORITIES: Readonly<Record<string, number>> = { L0: 0, L1: 0, L2: 5 };
 const block = (id: string, events = 1, type = 0) =>
   ({ id, events, type, priority: PRIORITIES[id] ?? 0, delivery: { kind: 'poll' } }) as const;
 
-/** A command, or something that becomes one when it is known what waits. */
+/** A command, or something that becomes one when it is known what waits and which form a pin has. */
 export type Recipe =
   | { do: 'command'; command: Command; inside: number | null }
+  | { do: 'pin'; device: string; iovas: bigint[]; offset: bigint; npage: number | null; prot: number }
+  | { do: 'unpin'; device: string; iovas: bigint[]; offset: bigint; npage: number | null; inside: number | null }
   | { do: 'answer'; which: number; ret: number; times: number }
   | { do: 'time out'; which: number; times: number }
   | { do: 'unpin in handler'; which: number; all: boolean }
   | { do: 'handle'; which: number; attempt: number }
   | { do: 'pin what is mapped'; which: number; device: string; pages: number[] }
-  | { do: 'unmap what is mapped'; which: number; task: string | null; inside: number | null }
+  | { do: 'unmap what is mapped'; which: number; task: string | null; flags: number; inside: number | null }
+  | { do: 'give a vaddr'; which: number; task: string; vaddr: bigint }
+  | { do: 'get bitmap'; which: number; more: number }
+  | { do: 'fail'; point: 'record_alloc' | 'charge'; call: 'pin_pages' | 'unpin_pages' | 'unmap_dma'; nth: number }
+  | { do: 'kill'; which: number }
   | { do: 'late ack'; back: number }
   | { do: 'checkpoint' | 'restart' };
 
-const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
+export const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
 const task = fc.constantFrom('A', 'A', 'A', 'A1', 'B');
 const device = fc.oneof(
   often(6, fc.constant('D1')),
-  often(5, fc.constant('D2')),
+  often(4, fc.constant('D2')),
+  often(1, fc.constant('E1')),
   often(1, fc.constantFrom('D0', 'D3', 'D4')),
 );
 const container = fc.oneof(often(19, fc.constant('C')), often(1, fc.constant('X')));
-const group = fc.oneof(often(9, fc.constantFrom('G1', 'G2')), often(1, fc.constant('G3')));
+const group = fc.oneof(
+  often(6, fc.constantFrom('G1', 'G2')),
+  often(1, fc.constant('G3')),
+  often(2, fc.constant('H1')),
+  often(1, fc.constant('H2')),
+);
 const listener = fc.constantFrom('L0', 'L0', 'L1', 'L2');
-const iovaPage = fc.nat({ max: IOVA_PAGES - 1 }).map((i) => Number(FIRST_IOVA) + i);
-const iova = iovaPage.map((page) => BigInt(page) * PAGE);
+const lowIova = fc.nat({ max: IOVA_PAGES - 1 }).map((i) => (FIRST_IOVA + BigInt(i)) * PAGE);
+const topIova = fc.nat({ max: 5 }).map((i) => (TOP_IOVA + BigInt(i)) * PAGE);
+const iova = fc.oneof(often(24, lowIova), often(1, topIova));
 const npage = fc.oneof(often(8, fc.constantFrom(1, 2, 3, 4)), often(1, fc.constant(IOVA_PAGES)));
 const prot = fc.constantFrom(READ, READ, READ | WRITE, READ | WRITE, WRITE, 0);
 const vaddr = fc
-  .tuple(fc.constantFrom(ANON, ANON, LAID_OUT, LAID_OUT, READ_ONLY, HOLE), fc.nat({ max: 3 }))
+  .tuple(
+    fc.oneof(
+      often(6, fc.constantFrom(ANON, LAID_OUT)),
+      often(4, fc.constantFrom(READ_ONLY, HOLE, DEVICE, READ_ONLY_DEVICE)),
+    ),
+    fc.nat({ max: 3 }),
+  )
   .map(([area, i]) => area + BigInt(i) * PAGE);
 const oddSize = fc.constantFrom(0n, 0x800n, 2n ** 64n - PAGE);
-const user_pfn = fc.array(iovaPage, { minLength: 1, maxLength: 5 });
-const counted = user_pfn.chain((pfns) =>
-  fc
-    .oneof(often(24, fc.constant(pfns.length)), often(1, fc.constantFrom(0, -1)))
-    .map((n) => ({ user_pfn: pfns, npage: n })),
-);
+const iovas = fc.array(iova, { minLength: 1, maxLength: 5 });
+/** How many pages the call says that it names; null: as many as it does. */
+const said = fc.oneof(often(24, fc.constant(null)), often(1, fc.constantFrom(0, -1, 513)));
+const offset = fc.constantFrom(0n, 0n, 0n, 0n, 0x10n, 0x800n);
 const inside = fc.oneof(often(3, fc.constant(null)), often(2, fc.nat({ max: 2 })));
 
 const mapDma = fc.record({
@@ -139,7 +257,7 @@ const mapDma = fc.record({
     ),
     often(1, oddSize),
   ),
-  flags: fc.constantFrom(READ | WRITE, READ | WRITE, READ | WRITE, READ, WRITE, 0, 8),
+  flags: fc.constantFrom(READ | WRITE, READ | WRITE, READ | WRITE, READ | WRITE, READ, READ, WRITE, 0, 8, 4),
   argsz: fc.oneof(often(30, fc.constant(32)), often(1, fc.constant(31))),
 });
 
@@ -148,6 +266,7 @@ const unmapRange = fc.oneof(
   often(4, fc.constant({ iova: FIRST_IOVA * PAGE, size: 0x20000n, flags: 0 })),
   often(2, fc.constant({ iova: 0n, size: 0n, flags: 2 })),
   often(1, fc.record({ iova, size: oddSize, flags: fc.constantFrom(0, 2, 8) })),
+  often(1, fc.record({ iova, size: npage.map((n) => BigInt(n) * PAGE), flags: fc.constantFrom(4, 1) })),
 );
 const unmapDma = fc
   .record({ container, task: fc.constantFrom(null, null, 'A', 'A', 'A1', 'B'), range: unmapRange })
@@ -157,7 +276,7 @@ const unmapDma = fc
     task,
     ...range,
     argsz: null,
-    bitmap: null,
+    bitmap: (range.flags & 1) === 0 ? null : { pgsize: PAGE, size: 8n },
   }));
 
 const anonRange = fc
@@ -247,7 +366,9 @@ const memoryCommand: fc.Arbitrary<Command> = fc.oneof(
   ),
   often(
     1,
-    fc.constantFrom('A1', 'B', 'A').map((id) => ({ op: 'exit' as const, task: id })),
+    fc
+      .constantFrom(['A1', false], ['B', false], ['A', true], ['A', false])
+      .map(([id, thread_only]) => ({ op: 'exit' as const, task: id as string, thread_only: thread_only as boolean })),
   ),
 );
 
@@ -270,162 +391,101 @@ const lifeCommand: fc.Arbitrary<Command> = fc.oneof(
   often(1, fc.record({ op: fc.constant('put_container' as const), container })),
 );
 
-const command: fc.Arbitrary<Command> = fc.oneof(
-  often(18, mapDma),
-  often(12, unmapDma),
+const dirtyPages: fc.Arbitrary<Command> = fc.oneof(
   often(
-    24,
+    4,
+    fc.constantFrom(1, 1, 2, 8).map((flags) => ({
+      op: 'dirty_pages' as const,
+      ...{ container: 'C', flags, argsz: null, range: null, task: null },
+    })),
+  ),
+  often(
+    3,
     fc
-      .tuple(device, counted, prot)
-      .map(([d, entries, p]) => ({ op: 'pin_pages' as const, device: d, ...entries, prot: p })),
+      .record({ iova, size: npage.map((n) => BigInt(n) * PAGE), pgsize: fc.constantFrom(PAGE, PAGE, PAGE, 0x2000n) })
+      .map((range) => ({
+        op: 'dirty_pages' as const,
+        ...{ container: 'C', flags: 4, argsz: null, range: { ...range, bitmap_size: 8n }, task: null },
+      })),
   ),
-  often(
-    8,
-    fc.tuple(device, counted).map(([d, entries]) => ({ op: 'unpin_pages' as const, device: d, ...entries })),
-  ),
+);
+
+/** Lengths that stay in a page, cross one, or fill one. */
+const dmaRw: fc.Arbitrary<Command> = fc
+  .record({
+    device,
+    page: iova,
+    at: fc.constantFrom(0n, 0n, 0x10n, 0xff8n),
+    length: fc.constantFrom(0, 16, 16, 4096, 4112),
+    write: fc.boolean(),
+    task: fc.constantFrom(null, null, null, 'A', 'B'),
+    byte: fc.nat({ max: 255 }),
+  })
+  .map(({ device, page, at, length, write, task, byte }) => ({
+    op: 'dma_rw' as const,
+    ...{ device, iova: page + at, length, write, task },
+    data: write ? Buffer.alloc(length, byte).toString('base64') : null,
+  }));
+
+const command: fc.Arbitrary<Command> = fc.oneof(
+  often(20, mapDma),
+  often(13, unmapDma),
   often(6, register),
   often(4, unregister),
   often(6, memoryCommand),
-  often(2, lifeCommand),
+  often(3, lifeCommand),
+  often(3, dirtyPages),
+  often(4, dmaRw),
 );
 
 const handlerReturn = fc.constantFrom(0, 0, 1, 1, 0x8001, 0x8002);
 const times = fc.oneof(often(6, fc.constant(1)), often(2, fc.constantFrom(2, 12)));
+const which = fc.nat({ max: 3 });
+const failing = fc.oneof(
+  fc.record({ point: fc.constant('record_alloc' as const), call: fc.constant('pin_pages' as const) }),
+  fc.record({
+    point: fc.constant('charge' as const),
+    call: fc.constantFrom('pin_pages' as const, 'pin_pages' as const, 'unpin_pages' as const, 'unmap_dma' as const),
+  }),
+);
+const as = <N extends string>(name: N) => fc.constant(name);
 
 export const recipe: fc.Arbitrary<Recipe> = fc.oneof(
-  often(30, fc.record({ do: fc.constant('command' as const), command, inside })),
-  often(5, fc.record({ do: fc.constant('answer' as const), which: fc.nat({ max: 2 }), ret: handlerReturn, times })),
-  often(2, fc.record({ do: fc.constant('time out' as const), which: fc.nat({ max: 2 }), times })),
-  often(5, fc.record({ do: fc.constant('unpin in handler' as const), which: fc.nat({ max: 2 }), all: fc.boolean() })),
-  often(
-    3,
-    fc.record({ do: fc.constant('handle' as const), which: fc.nat({ max: 2 }), attempt: fc.constantFrom(1, 2, 2, 11) }),
-  ),
+  often(23, fc.record({ do: as('command'), command, inside })),
+  often(8, fc.record({ do: as('pin'), device, iovas, offset, npage: said, prot })),
+  often(5, fc.record({ do: as('unpin'), device, iovas, offset, npage: said, inside })),
+  often(5, fc.record({ do: as('answer'), which, ret: handlerReturn, times })),
+  often(2, fc.record({ do: as('time out'), which, times })),
+  often(5, fc.record({ do: as('unpin in handler'), which, all: fc.boolean() })),
+  often(3, fc.record({ do: as('handle'), which, attempt: fc.constantFrom(1, 2, 2, 11) })),
   often(
     12,
     fc.record({
-      do: fc.constant('pin what is mapped' as const),
-      which: fc.nat({ max: 3 }),
-      device: fc.constantFrom('D1', 'D2'),
+      do: as('pin what is mapped'),
+      which,
+      device: fc.constantFrom('D1', 'D1', 'D2', 'D2', 'E1'),
       pages: fc.array(fc.nat({ max: 4 }), { minLength: 1, maxLength: 4 }),
     }),
   ),
   often(
     8,
     fc.record({
-      do: fc.constant('unmap what is mapped' as const),
-      which: fc.nat({ max: 3 }),
+      do: as('unmap what is mapped'),
+      which,
       task: fc.constantFrom(null, null, 'A', 'A1', 'B'),
+      flags: fc.constantFrom(0, 0, 0, 0, 0, 4, 1),
       inside,
     }),
   ),
-  often(1, fc.record({ do: fc.constant('late ack' as const), back: fc.nat({ max: 3 }) })),
+  often(2, fc.record({ do: as('give a vaddr'), which, task, vaddr })),
+  often(2, fc.record({ do: as('get bitmap'), which, more: fc.nat({ max: 3 }) })),
+  often(
+    2,
+    fc
+      .tuple(failing, fc.integer({ min: 1, max: 4 }))
+      .map(([{ point, call }, nth]) => ({ do: 'fail' as const, point, call, nth })),
+  ),
+  often(1, fc.record({ do: as('kill'), which })),
+  often(1, fc.record({ do: as('late ack'), back: fc.nat({ max: 3 }) })),
   often(1, fc.constantFrom({ do: 'checkpoint' as const }, { do: 'restart' as const })),
 );
-
-/** Carries a recipe out; every command in it is compared. */
-export function follow(world: World, recipe: Recipe): void {
-  const waiting = [...world.model.pending.values()];
-  const at = (which: number) => waiting[which % Math.max(1, waiting.length)];
-  switch (recipe.do) {
-    case 'command': {
-      const notification = recipe.inside === null ? undefined : at(recipe.inside);
-      world.step(recipe.command, notification === undefined ? null : `notification-${notification.n}`);
-      return;
-    }
-    case 'answer':
-    case 'time out': {
-      let next = at(recipe.which);
-      for (let i = 0; i < recipe.times && next !== undefined; i++) {
-        const { n, device, op } = next;
-        const id = `notification-${n}`;
-        if (recipe.do === 'time out') world.step({ op: 'notification_timeout', notification: id });
-        else
-          world.step({
-            op: 'ack_notification',
-            device,
-            notification: id,
-            ret: recipe.ret,
-            reason: 'ack',
-            detail: null,
-          });
-        next = [...world.model.pending.values()].find((pending) => pending.op === op);
-      }
-      return;
-    }
-    case 'pin what is mapped': {
-      const mapping = mappingAt(world, recipe.which);
-      if (mapping === undefined) return;
-      const first = Number(mapping.iova / PAGE);
-      // An index beyond the mapping's end pins what lies behind it: often nothing, and then all is rolled back.
-      const user_pfn = recipe.pages.map((page) => first + page);
-      world.step({ op: 'pin_pages', device: recipe.device, user_pfn, npage: user_pfn.length, prot: mapping.prot });
-      return;
-    }
-    case 'unmap what is mapped': {
-      const mapping = mappingAt(world, recipe.which);
-      if (mapping === undefined) return;
-      const { iova, size } = mapping;
-      const notification = recipe.inside === null ? undefined : at(recipe.inside);
-      const command: Command = {
-        op: 'unmap_dma',
-        container: 'C',
-        task: recipe.task,
-        iova,
-        size,
-        flags: 0,
-        argsz: null,
-        bitmap: null,
-      };
-      world.step(command, notification === undefined ? null : `notification-${notification.n}`);
-      return;
-    }
-    case 'checkpoint':
-      world.checkpoint();
-      return;
-    case 'restart':
-      world.restart();
-      return;
-    case 'handle':
-      handle(world, at(recipe.which), recipe.attempt);
-      return;
-    case 'unpin in handler':
-      unpinInHandler(world, at(recipe.which), recipe.all);
-      return;
-    case 'late ack': {
-      const n = world.model.next - 1 - recipe.back;
-      if (n < 1 || world.model.pending.has(n)) return;
-      const notification = `notification-${n}`;
-      world.step({ op: 'ack_notification', device: 'D1', notification, ret: 1, reason: 'ack', detail: null });
-    }
-  }
-}
-
-/** A driver that unpins everything at its n-th call for a mapping, as often as the unmap meets another mapping. */
-function handle(world: World, first: NaiveNotification | undefined, attempt: number): void {
-  let next = first;
-  while (next !== undefined) {
-    const { op, n, device } = next;
-    if (next.attempt >= attempt) unpinInHandler(world, next, true);
-    const notification = `notification-${n}`;
-    world.step({ op: 'ack_notification', device, notification, ret: 1, reason: 'ack', detail: null });
-    next = [...world.model.pending.values()].find((pending) => pending.op === op);
-  }
-}
-
-function mappingAt(world: World, which: number): NaiveMapping | undefined {
-  const maps = world.model.containers.get('C')?.iommu?.maps ?? [];
-  return maps[which % Math.max(1, maps.length)];
-}
-
-/** What a good driver does: unpins what is pinned in the announced range, or only one reference of each page. */
-function unpinInHandler(world: World, pending: ReturnType<World['model']['pending']['get']>, all: boolean): void {
-  const iommu = world.model.containers.get(pending?.container ?? '')?.iommu;
-  const mapping = iommu?.maps.find(({ iova }) => iova === pending?.iova);
-  if (pending === undefined || mapping === undefined) return;
-  const user_pfn = [...mapping.pins].flatMap(([iova, { ref_count }]) =>
-    new Array<number>(all ? ref_count : 1).fill(Number(iova / PAGE)),
-  );
-  if (user_pfn.length === 0) return;
-  world.step({ op: 'unpin_pages', device: 'D2', user_pfn, npage: user_pfn.length }, `notification-${pending.n}`);
-}
