@@ -370,3 +370,60 @@ t.test('leaks: every reference is counted, and no more ranges are shown than MAX
   t.equal(leaks(m.host).truncated, undefined);
   m.check();
 });
+
+t.test('found by the naive model', async (t) => {
+  for (const profile of ['4.10', '5.4', '5.8'])
+    t.test(
+      `[${profile}] unmap_dma: EDEADLK where the walk that would wait is found from the root of the tree`,
+      async (t) => {
+        const m = setup({ profile });
+        m.handlers.delete('L1');
+        // A mapping that ends at 2^64 as the root hides lower ones from a search by iova, and not from one by the tree.
+        for (const iova of [TOP, 0x10000n]) m.map(iova, PAGE);
+        m.pin([0x10000n]);
+        const { emitted } = m.start(m.unmapCommand(0x10000n, PAGE));
+        t.equal(typeof register(m, 'L2').parked, 'string', 'a writer waits for the walk');
+        const nested = m.start(m.unmapCommand(0x10000n, PAGE, { task: 'T' }), emitted[0] as string);
+        t.equal(errno(nested), 'EDEADLK');
+      },
+    );
+  for (const profile of ['4.10', '5.4', '5.8'])
+    t.test(`[${profile}] unmap_dma: EDEADLK although a mapping of another mm comes first by iova`, async (t) => {
+      const m = setup({ profile });
+      m.handlers.delete('L1');
+      m.task('B');
+      for (const [iova, task] of [
+        [0x11000n, 'T'],
+        [0x10000n, 'B'],
+        [0x12000n, 'T'],
+      ] as const)
+        m.map(iova, PAGE, RW, { task });
+      m.pin([0x11000n]);
+      const { emitted } = m.start(m.unmapCommand(0x11000n, PAGE));
+      t.equal(typeof register(m, 'L2').parked, 'string', 'a writer waits for the walk');
+      const nested = m.start(m.unmapCommand(0x10000n, 3n * PAGE, { task: 'T' }), emitted[0] as string);
+      t.equal(errno(nested), 'EDEADLK', 'the root is met first');
+    });
+  for (const profile of ['5.8', '5.15'])
+    t.test(
+      `[${profile}] dirty_pages: a mapping that ends at 2^64 may be longer than the bitmap of a range in it`,
+      async (t) => {
+        const m = setup({ profile });
+        m.map(2n ** 64n - 70n * PAGE, 70n * PAGE);
+        m.run({ op: 'dirty_pages', container: 'C', flags: 1, argsz: null, range: null, task: null });
+        const range = { iova: 2n ** 64n - 70n * PAGE, size: PAGE, pgsize: PAGE, bitmap_size: 8n };
+        const { fields } = m.run({ op: 'dirty_pages', container: 'C', flags: 4, argsz: null, range, task: null });
+        t.equal(fields.bitmap, Buffer.alloc(8).toString('base64'));
+      },
+    );
+  for (const profile of ['4.10', '5.4', '5.8', '5.15', '6.18'])
+    t.test(`[${profile}] map_dma: ENOMEM of a wrapped locked_vm for an IOMMU, however large the limit`, async (t) => {
+      const m = setup({ profile });
+      m.task('B', 'unlimited');
+      m.pages('B', V, [[5000, 2]]);
+      m.run({ op: 'adjust_locked_vm', task: 'B', delta: -2 });
+      m.iommuGroup('H');
+      t.equal(errno(m.map(0x10000n, 2n * PAGE, RW, { task: 'B' })), 'ENOMEM');
+      t.equal(m.lv('B'), -2);
+    });
+});

@@ -16,7 +16,7 @@ import {
 } from '../lib/u64.ts';
 import { UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
-import { type Operation, requireRoomForOperation, startOperation } from '../operation.ts';
+import { hasRoomForOperation, type Operation, requireRoomForOperation, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
 import { killContainer } from './bug.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
@@ -144,21 +144,44 @@ function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioD
  * MAX_PARKED_OPERATIONS.
  */
 function requireMayWalk(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): void {
-  if (iommu.notifier.head === null || !meetsPinned(host, iommu, locals)) return;
-  if (host.profile.listener === 'dma_unmap')
-    requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
-  else if (iommu.notifier.waiters.length > 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  const { head, readers, waiters } = iommu.notifier;
+  if (head === null) return;
+  const isOp = host.profile.listener === 'dma_unmap';
+  const mustWait = (isOp ? readers : waiters).length > 0;
+  if (!mustWait && hasRoomForOperation(host)) return;
+  if (!meetsPinned(host, iommu, locals)) return;
+  if (isOp) requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
+  else if (mustWait) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
   requireRoomForOperation(host);
 }
 
 /** Whether the first pass of the loop comes to a mapping with records. */
 function meetsPinned(host: Host, iommu: Iommu, locals: UnmapLocals): boolean {
   if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return false;
-  const { dmas } = host.vfio;
-  let slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
-  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
-    if (dmas.at(slot).pfn_list.root !== 0) return true;
+  for (const dma of wouldRemove(host, iommu, locals)) {
+    if (isLoopEnd(host, iommu, locals, dma)) return false;
+    if (dma.pfn_list.root !== 0) return true;
+  }
   return false;
+}
+
+/** The mappings that the loop takes if it removes each, in its order. */
+function* wouldRemove(host: Host, iommu: Iommu, locals: UnmapLocals): Iterable<VfioDma> {
+  const { dmas } = host.vfio;
+  if (host.profile.unmapOrder === 'ascending') {
+    for (let slot = firstSlot(host, iommu, locals); slot !== 0; slot = dmas.links.next(slot)) yield dmas.at(slot);
+    return;
+  }
+  // Which one is met next depends on the shape that the tree has by then.
+  const sketch = dmas.sketch();
+  const end = endOf(host, locals);
+  let root = iommu.dma_list;
+  for (;;) {
+    const dma = vfioFindDma(sketch, root, locals.iova, end);
+    if (dma === null) return;
+    yield dma;
+    root = sketch.links.erase(root, dma.slot);
+  }
 }
 
 /** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
