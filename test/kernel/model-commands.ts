@@ -105,6 +105,8 @@ export function* prepare(rlimitPages: number): Iterable<Command> {
 /** Of the second IOMMU-backed group: the last of the few iova pages. */
 const RESERVED = { start: 0x18000n, last: 0x18fffn };
 
+const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
+
 /** What a run begins with. */
 export interface Beginning {
   dma_entry_limit: number;
@@ -119,14 +121,20 @@ export interface Beginning {
   top: boolean;
 }
 
-export const beginnings: fc.Arbitrary<Beginning> = fc.record({
-  dma_entry_limit: fc.constantFrom(2, 3, 8, 8),
-  rlimitPages: fc.constantFrom(0, 2, 3, 64, 64),
-  type: fc.oneof({ weight: 12, arbitrary: fc.constant(3) }, { weight: 1, arbitrary: fc.constantFrom(0, 1, 6) }),
-  mappings: fc.constantFrom(0, 0, 1, 2, 3, 5),
-  iommu: fc.constantFrom('none', 'none', 'none', 'none', 'none', 'late', 'early', 'alone'),
-  top: fc.constantFrom(false, false, false, false, true),
-});
+export const beginningsOf = ({ vaddrUpdate }: Rules): fc.Arbitrary<Beginning> =>
+  fc.record({
+    dma_entry_limit: fc.constantFrom(2, 3, 8, 8),
+    rlimitPages: fc.constantFrom(0, 2, 3, 64, 64),
+    type: fc.oneof({ weight: 12, arbitrary: fc.constant(3) }, { weight: 1, arbitrary: fc.constantFrom(0, 1, 6) }),
+    mappings: fc.constantFrom(0, 0, 1, 2, 3, 5),
+    iommu: fc.oneof(
+      often(8, fc.constant('none' as const)),
+      often(3, fc.constantFrom('late' as const, 'early' as const)),
+      // Only in a container without mdev group does it let a vaddr be invalid.
+      often(vaddrUpdate === 'refuses' ? 3 : 1, fc.constant('alone' as const)),
+    ),
+    top: fc.constantFrom(false, false, false, false, true),
+  });
 
 /** What most runs begin with: a container in which pins are possible, and neighbouring mappings with pins in them. */
 export function* assemble(begin: Beginning, rules: Rules): Iterable<Command> {
@@ -203,11 +211,22 @@ export type Recipe =
   | { do: 'give a vaddr'; which: number; task: string; vaddr: bigint }
   | { do: 'get bitmap'; which: number; more: number }
   | { do: 'fail'; point: 'record_alloc' | 'charge'; call: 'pin_pages' | 'unpin_pages' | 'unmap_dma'; nth: number }
+  | {
+      do: 'move bytes';
+      which: number;
+      device: string;
+      at: bigint;
+      length: number;
+      byte: number | null;
+      task: string | null;
+    }
+  | { do: 'bind' | 'unbind'; group: string; device: string | null }
+  | { do: 'tear down' }
+  | { do: 'straddle the end'; which: number }
   | { do: 'kill'; which: number }
   | { do: 'late ack'; back: number }
   | { do: 'checkpoint' | 'restart' };
 
-export const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weight, arbitrary });
 const task = fc.constantFrom('A', 'A', 'A', 'A1', 'B');
 const device = fc.oneof(
   often(6, fc.constant('D1')),
@@ -231,8 +250,8 @@ const prot = fc.constantFrom(READ, READ, READ | WRITE, READ | WRITE, WRITE, 0);
 const vaddr = fc
   .tuple(
     fc.oneof(
-      often(6, fc.constantFrom(ANON, LAID_OUT)),
-      often(4, fc.constantFrom(READ_ONLY, HOLE, DEVICE, READ_ONLY_DEVICE)),
+      often(5, fc.constantFrom(ANON, LAID_OUT)),
+      often(5, fc.constantFrom(READ_ONLY, HOLE, DEVICE, READ_ONLY_DEVICE)),
     ),
     fc.nat({ max: 3 }),
   )
@@ -353,7 +372,7 @@ const memoryCommand: fc.Arbitrary<Command> = fc.oneof(
       .map(([id, pages]) => ({ op: 'patch_task' as const, task: id, rlimit_memlock: BigInt(pages) * PAGE + 7n })),
   ),
   often(
-    1,
+    2,
     fc
       .tuple(fc.constantFrom('A', 'A1'), fc.boolean())
       .map(([id, cap_ipc_lock]) => ({ op: 'patch_task' as const, task: id, cap_ipc_lock })),
@@ -432,10 +451,10 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   often(13, unmapDma),
   often(6, register),
   often(4, unregister),
-  often(6, memoryCommand),
+  often(8, memoryCommand),
   often(3, lifeCommand),
-  often(3, dirtyPages),
-  often(4, dmaRw),
+  often(5, dirtyPages),
+  often(2, dmaRw),
 );
 
 const handlerReturn = fc.constantFrom(0, 0, 1, 1, 0x8001, 0x8002);
@@ -450,42 +469,72 @@ const failing = fc.oneof(
 );
 const as = <N extends string>(name: N) => fc.constant(name);
 
-export const recipe: fc.Arbitrary<Recipe> = fc.oneof(
-  often(23, fc.record({ do: as('command'), command, inside })),
-  often(8, fc.record({ do: as('pin'), device, iovas, offset, npage: said, prot })),
-  often(5, fc.record({ do: as('unpin'), device, iovas, offset, npage: said, inside })),
-  often(5, fc.record({ do: as('answer'), which, ret: handlerReturn, times })),
-  often(2, fc.record({ do: as('time out'), which, times })),
-  often(5, fc.record({ do: as('unpin in handler'), which, all: fc.boolean() })),
-  often(3, fc.record({ do: as('handle'), which, attempt: fc.constantFrom(1, 2, 2, 11) })),
-  often(
-    12,
-    fc.record({
-      do: as('pin what is mapped'),
-      which,
-      device: fc.constantFrom('D1', 'D1', 'D2', 'D2', 'E1'),
-      pages: fc.array(fc.nat({ max: 4 }), { minLength: 1, maxLength: 4 }),
-    }),
-  ),
-  often(
-    8,
-    fc.record({
-      do: as('unmap what is mapped'),
-      which,
-      task: fc.constantFrom(null, null, 'A', 'A1', 'B'),
-      flags: fc.constantFrom(0, 0, 0, 0, 0, 4, 1),
-      inside,
-    }),
-  ),
-  often(2, fc.record({ do: as('give a vaddr'), which, task, vaddr })),
-  often(2, fc.record({ do: as('get bitmap'), which, more: fc.nat({ max: 3 }) })),
-  often(
-    2,
-    fc
-      .tuple(failing, fc.integer({ min: 1, max: 4 }))
-      .map(([{ point, call }, nth]) => ({ do: 'fail' as const, point, call, nth })),
-  ),
-  often(1, fc.record({ do: as('kill'), which })),
-  often(1, fc.record({ do: as('late ack'), back: fc.nat({ max: 3 }) })),
-  often(1, fc.constantFrom({ do: 'checkpoint' as const }, { do: 'restart' as const })),
-);
+export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
+  fc.oneof(
+    often(23, fc.record({ do: as('command'), command, inside })),
+    often(8, fc.record({ do: as('pin'), device, iovas, offset, npage: said, prot })),
+    often(5, fc.record({ do: as('unpin'), device, iovas, offset, npage: said, inside })),
+    often(5, fc.record({ do: as('answer'), which, ret: handlerReturn, times })),
+    often(2, fc.record({ do: as('time out'), which, times })),
+    often(5, fc.record({ do: as('unpin in handler'), which, all: fc.boolean() })),
+    often(3, fc.record({ do: as('handle'), which, attempt: fc.constantFrom(1, 2, 2, 11) })),
+    often(
+      12,
+      fc.record({
+        do: as('pin what is mapped'),
+        which,
+        device: fc.constantFrom('D1', 'D1', 'D2', 'D2', 'E1'),
+        pages: fc.array(fc.nat({ max: 4 }), { minLength: 1, maxLength: 4 }),
+      }),
+    ),
+    often(
+      8,
+      fc.record({
+        do: as('unmap what is mapped'),
+        which,
+        task: fc.constantFrom(null, null, 'A', 'A1', 'B'),
+        flags: fc.constantFrom(0, 0, 0, ...(unmapFlags === 7 ? [0, 0, 4, 4, 1] : [0, 0, 0, 1])),
+        inside,
+      }),
+    ),
+    often(2, fc.record({ do: as('give a vaddr'), which, task, vaddr })),
+    often(2, fc.record({ do: as('get bitmap'), which, more: fc.nat({ max: 3 }) })),
+    often(
+      2,
+      fc
+        .tuple(failing, fc.integer({ min: 1, max: 4 }))
+        .map(([{ point, call }, nth]) => ({ do: 'fail' as const, point, call, nth })),
+    ),
+    often(
+      3,
+      fc.record({
+        do: as('move bytes'),
+        which,
+        device: fc.constantFrom('D1', 'D2', 'D2'),
+        at: fc.constantFrom(0n, 0n, 0x10n, 0xff8n),
+        length: fc.constantFrom(16, 16, 4096, 4112, 8208),
+        byte: fc.oneof(fc.constant(null), fc.integer({ min: 1, max: 255 })),
+        task: fc.constantFrom(null, null, null, 'A', 'A', 'B'),
+      }),
+    ),
+    often(
+      2,
+      fc
+        .tuple(
+          fc.constantFrom('bind' as const, 'bind' as const, 'unbind' as const),
+          fc.constantFrom(['H1', 'E1'], ['H1', null], ['H1', 'E1'], ['H2', null], ['G2', 'D2'], ['G1', 'D1']),
+        )
+        .map(([what, [group, device]]) => ({ do: what, group: group as string, device: device as string | null })),
+    ),
+    often(
+      1,
+      fc.oneof(
+        often(3, fc.constant({ do: 'checkpoint' as const })),
+        often(1, fc.constant({ do: 'tear down' as const })),
+      ),
+    ),
+    often(2, fc.record({ do: as('straddle the end'), which })),
+    often(1, fc.record({ do: as('kill'), which })),
+    often(1, fc.record({ do: as('late ack'), back: fc.nat({ max: 3 }) })),
+    often(1, fc.constantFrom({ do: 'checkpoint' as const }, { do: 'restart' as const })),
+  );

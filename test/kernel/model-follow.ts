@@ -1,7 +1,7 @@
 // Carries out what a random run consists of: recipes become commands when it is known what is mapped and what waits.
 
 import type { Command } from '../../src/kernel/command.ts';
-import { pinCommand, type Recipe, unpinCommand } from './model-commands.ts';
+import { ANON, pinCommand, type Recipe, unpinCommand } from './model-commands.ts';
 import type { World } from './model-world.ts';
 import { type NaiveMapping, type NaiveNotification, PAGE } from './naive-types.ts';
 
@@ -49,6 +49,19 @@ export function follow(world: World, recipe: Recipe): void {
       world.step({ op: 'put_fault', fault: `${point}-${call}`, point, call, nth });
       return;
     }
+    case 'straddle the end':
+      straddleTheEnd(world, at(recipe.which));
+      return;
+    case 'bind':
+      world.step({ op: 'set_container', group: recipe.group, container: 'C', task: null });
+      if (recipe.device !== null) world.step({ op: 'open_device', device: recipe.device });
+      return;
+    case 'unbind':
+      unbind(world, recipe.group);
+      return;
+    case 'tear down':
+      for (const group of [...(world.model.containers.get('C')?.groups ?? [])]) unbind(world, group);
+      return;
     case 'kill': {
       const op = world.model.asleep[recipe.which % Math.max(1, world.model.asleep.length)];
       if (op !== undefined) world.step({ op: 'kill_operation', operation: op.id });
@@ -66,10 +79,36 @@ export function follow(world: World, recipe: Recipe): void {
   }
 }
 
+/** While a mapping is announced, another thread removes it and maps across the end of where it was. */
+function straddleTheEnd(world: World, pending: NaiveNotification | undefined): void {
+  if (pending === undefined) return;
+  const { iova, size, n, device } = pending;
+  unpinInHandler(world, pending, true);
+  const range = { container: 'C', iova, size, flags: 0, argsz: null, bitmap: null };
+  world.step({ op: 'unmap_dma', ...range, task: 'A' });
+  const across = { container: 'C', task: 'A', vaddr: ANON, iova: iova + size - PAGE, size: 2n * PAGE };
+  world.step({ op: 'map_dma', ...across, flags: 3, argsz: 32 });
+  const answer = { device, notification: `notification-${n}`, ret: 1, reason: 'ack' as const, detail: null };
+  world.step({ op: 'ack_notification', ...answer });
+}
+
+/** Closes the devices of a group, and takes it out of its container. */
+function unbind(world: World, group: string): void {
+  for (const device of world.model.groups.get(group)?.devices ?? [])
+    while ((world.model.devices.get(device)?.open ?? 0) > 0) {
+      const { outcome } = world.step({ op: 'close_device', device });
+      if (outcome.refusal !== undefined) break;
+    }
+  world.step({ op: 'unset_container', group });
+}
+
 const from = (iovas: readonly bigint[], offset: bigint): bigint[] => iovas.map((iova) => iova + offset);
 const saidBy = ({ npage, iovas }: { npage: number | null; iovas: bigint[] }): number => npage ?? iovas.length;
 
-type OfMapping = Extract<Recipe, { do: 'pin what is mapped' | 'unmap what is mapped' | 'give a vaddr' | 'get bitmap' }>;
+type OfMapping = Extract<
+  Recipe,
+  { do: 'pin what is mapped' | 'unmap what is mapped' | 'give a vaddr' | 'get bitmap' | 'move bytes' }
+>;
 
 /** What begins at a mapping that exists. */
 function followMapping(world: World, recipe: OfMapping, handler: (inside: number | null) => string | null): void {
@@ -96,6 +135,12 @@ function followMapping(world: World, recipe: OfMapping, handler: (inside: number
       const { task, vaddr } = recipe;
       const range = { iova: invalid.iova, size: invalid.size };
       world.step({ op: 'map_dma', container: 'C', task, ...range, vaddr, flags: 4, argsz: 32 });
+      return;
+    }
+    case 'move bytes': {
+      const { device, at, length, byte, task } = recipe;
+      const data = byte === null ? null : Buffer.alloc(length, byte).toString('base64');
+      world.step({ op: 'dma_rw', device, iova: iova + at, length, write: byte !== null, data, task });
       return;
     }
     case 'get bitmap': {

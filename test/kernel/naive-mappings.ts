@@ -193,6 +193,9 @@ export abstract class NaiveMappings extends NaiveOperations {
 
   // IOMMU-backed groups
 
+  /** The page that the IOMMU path had got when it was refused. */
+  private refusedPage: NaivePage | null = null;
+
   /** Pins and charges every page of a mapping. What there is of it after a failure stays in `backed`. */
   private back(m: NaiveMapping, task: string): void {
     const { pagesAtATime, capAtMap, ascending } = this.rules;
@@ -207,6 +210,7 @@ export abstract class NaiveMappings extends NaiveOperations {
       for (let i = 0; i < pagesIn(m.size); i++) {
         if (got.length === 0) got = this.getPages(mm, m, i, Math.min(pagesAtATime, pagesIn(m.size) - i));
         const page = got[0] as NaivePage;
+        this.refusedPage = page;
         if (!isReserved(page) && !m.pins.has(m.iova + BigInt(i) * PAGE)) {
           if (!cap && this.memory.isOver(mm, task, 1)) throw new Refused('ENOMEM');
           this.charge(m, 1, true);
@@ -292,9 +296,8 @@ export abstract class NaiveMappings extends NaiveOperations {
           throw new Refused('EIO');
         }
         replayed.push(m);
-        const caller = task ?? m.task;
-        if (this.memory.task(caller).mm === null) throw new Refused('ENODEV');
-        if (this.end(m.iova, m.size) !== 0n) this.back(m, caller);
+        // One that ends at 2^64 has no page as the loop counts.
+        if (this.end(m.iova, m.size) !== 0n) this.backInReplay(m, task ?? m.task);
         this.seen.add('replay on attach');
       }
     } catch (error) {
@@ -304,12 +307,17 @@ export abstract class NaiveMappings extends NaiveOperations {
     for (const m of replayed) m.marked = true;
   }
 
+  private backInReplay(m: NaiveMapping, caller: string): void {
+    if (this.memory.task(caller).mm === null) throw new Refused('ENODEV');
+    this.back(m, caller);
+  }
+
   /** Newer kernels undo it. In old ones the pages stay pinned and charged, and whole mappings stay marked. */
   private failReplay(replayed: NaiveMapping[], errno: string): void {
     this.seen.add('failed replay');
     const { leaksFailedReplay, keepsChunkOverLimit } = this.rules;
     const last = replayed.at(-1);
-    if (leaksFailedReplay && errno === 'ENOMEM' && !keepsChunkOverLimit) throw new BeyondModel();
+    if (last !== undefined && leaksFailedReplay && errno === 'ENOMEM' && !keepsChunkOverLimit) this.dropChunk(last);
     for (const m of replayed) {
       const { pages, records } = { pages: m.backed, records: m.pins };
       m.backed = [];
@@ -320,6 +328,20 @@ export abstract class NaiveMappings extends NaiveOperations {
         this.uncharge(m, charged.length);
       }
     }
+  }
+
+  /** Of a mapping over the limit the consecutive frames go that led up to the page that was refused. */
+  private dropChunk(m: NaiveMapping): void {
+    const pages = [...m.backed, this.refusedPage as NaivePage];
+    let first = pages.length - 1;
+    for (; first > 0; first--) {
+      const [before, page] = [pages[first - 1] as NaivePage, pages[first] as NaivePage];
+      if (before.pfn === null || page.pfn === null) throw new BeyondModel();
+      if (before.pfn + 1 !== page.pfn || isReserved(before) !== isReserved(page)) break;
+    }
+    const dropped = m.backed.splice(first);
+    const charged = dropped.filter((page, i) => this.put(m, page) && !m.pins.has(m.iova + BigInt(first + i) * PAGE));
+    this.uncharge(m, charged.length);
   }
 
   /** The ranges that are valid with one group more. */
