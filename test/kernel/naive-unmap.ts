@@ -178,13 +178,24 @@ export abstract class NaiveUnmap extends NaiveMappings {
     for (const m of this.inTurn(iommu, request)) {
       if (this.endsBefore(iommu, m, request)) return null;
       if (m.pins.size > 0) return m;
-      if (request.bitmap !== null) request.bitmap.bits = report(iommu, m, request.start, request.bitmap.bits);
+      if (request.bitmap !== null) this.reportTo(request.bitmap, op, iommu, m, request.start);
       this.remove(iommu, m);
       const announced = [...this.pending.values()].some((other) => other.op !== op && other.iova === m.iova);
       if (announced && op.inside === null) this.seen.add('competing unmap inside a callback');
       total.size += m.size;
     }
     return null;
+  }
+
+  /** The log may have been stopped while the listeners were told. */
+  private reportTo(bitmap: { bits: bigint }, op: NaiveOp, iommu: NaiveIommu, m: NaiveMapping, base: bigint): void {
+    if (m.dirty !== null) {
+      bitmap.bits = report(iommu, m, base, bitmap.bits);
+      return;
+    }
+    this.splat('NULL pointer dereference');
+    this.kill(op.container);
+    throw new Refused('EIO', { notifications: op.notified });
   }
 
   // The vaddr of a mapping

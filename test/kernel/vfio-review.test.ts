@@ -1,7 +1,7 @@
 // Corners of VFIO type1 pinning: the top of the space, calls that wait, refused shortcuts, the ledger, closed ids. Profile 5.15 if none is named.
 
 import t from 'tap';
-import type { NotifierSpec } from '../../src/kernel/command.ts';
+import type { Command, NotifierSpec } from '../../src/kernel/command.ts';
 import { execute } from '../../src/kernel/execute.ts';
 import { MAX_CONTAINERS, MAX_PARKED_OPERATIONS, MAX_SHOWN_LEAKS } from '../../src/kernel/limits.ts';
 import type { Fields, Outcome } from '../../src/kernel/outcome.ts';
@@ -414,6 +414,27 @@ t.test('found by the naive model', async (t) => {
         const range = { iova: 2n ** 64n - 70n * PAGE, size: PAGE, pgsize: PAGE, bitmap_size: 8n };
         const { fields } = m.run({ op: 'dirty_pages', container: 'C', flags: 4, argsz: null, range, task: null });
         t.equal(fields.bitmap, Buffer.alloc(8).toString('base64'));
+      },
+    );
+  for (const profile of ['5.8', '5.15', '6.18'])
+    t.test(
+      `[${profile}] unmap_dma: EIO, a BUG, when the dirty log is stopped while the unmap that reports it waits`,
+      async (t) => {
+        const m = setup({ profile });
+        m.handlers.delete('L1');
+        m.map(0x10000n, PAGE);
+        m.pin([0x10000n]);
+        const log = (flags: number): Outcome =>
+          m.run({ op: 'dirty_pages', container: 'C', flags, argsz: null, range: null, task: null });
+        log(1);
+        const bitmap = { pgsize: PAGE, size: 8n };
+        const command = { ...m.unmapCommand(0x10000n, PAGE, { flags: 1 }), bitmap } as Command;
+        const { emitted, parked } = m.start(command);
+        log(2);
+        m.unpin([0x10000n]);
+        m.ack(emitted[0] as string, 'D1');
+        t.match(endOf(m, parked as string), { ret: -5, refusal: { errno: 'EIO', left: { notifications: 1 } } });
+        t.match(m.dmesg('BUG')[0]?.text, 'NULL pointer dereference: the dirty bitmap of [0x10000, 0x11000) is gone');
       },
     );
   for (const profile of ['4.10', '5.4', '5.8', '5.15', '6.18'])

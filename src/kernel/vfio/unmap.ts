@@ -62,7 +62,8 @@ export interface UnmapLocals {
  * ESRCH the named task has exited; EINVAL argsz below 24 or unknown flags; EINVAL GET_DIRTY_BITMAP with ALL or VADDR, argsz
  * below 48, bitmap too small or too large; EBUSY VADDR with an mdev group (6.x); EINVAL iova misaligned; EINVAL ALL with iova
  * or size; EINVAL size 0 or misaligned; EINVAL or EOVERFLOW wrapping; EINVAL dirty log not running; EDEADLK it would deadlock;
- * EINVAL the range bisects a mapping; EFAULT the bitmap can't be written; EIO BUG: pins left after 11 tries.
+ * EINVAL the range bisects a mapping; EFAULT the bitmap can't be written; EIO BUG: pins left after 11 tries, or the
+ * dirty log stopped meanwhile.
  */
 export function unmapDma(host: Host, command: UnmapDma): Done {
   const container = getContainer(host, command.container);
@@ -258,7 +259,8 @@ function resultOf(locals: UnmapLocals): Fields {
 
 /**
  * One pass of the loop with the lock held: removes mappings until one has records (returned) or the range is through (null).
- * EINVAL: the range bisects a mapping; on a restart newer kernels end the call with what was removed. EFAULT: the bitmap.
+ * EINVAL: the range bisects a mapping; on a restart newer kernels end the call with what was removed. EFAULT: the bitmap. EIO:
+ * it is gone.
  */
 function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
   const bisected = findBisected(host, iommu, locals);
@@ -283,19 +285,27 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
       continue;
     }
     if (dma.pfn_list.root !== 0) return dma;
-    if (locals.bitmap !== null)
-      updateUserBitmap(
-        iommu,
-        dma,
-        locals.iova,
-        userBitmap(host, locals.bitmap.own, locals.bitmap.addr, locals.bitmap.task),
-      );
+    if (locals.bitmap !== null) {
+      if (dma.bitmap === null) throw withoutBitmap(host, container, locals, dma);
+      const { own, addr, task } = locals.bitmap;
+      updateUserBitmap(iommu, dma, locals.iova, userBitmap(host, own, addr, task));
+    }
     const next = dmas.links.next(slot);
     locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
     vfioRemoveDma(host, container, iommu, dma, ['vfio_dma_do_unmap']);
     slot = host.profile.unmapOrder === 'ascending' ? next : firstSlot(host, iommu, locals);
   }
   return null;
+}
+
+/** The dirty log was stopped while the listeners ran: the kernel follows the pointer of a bitmap that is gone. */
+function withoutBitmap(host: Host, container: Container, locals: UnmapLocals, dma: VfioDma): Errno {
+  const what = `NULL pointer dereference: the dirty bitmap of ${printRange(dma.iova, dma.npage)} is gone`;
+  killContainer(host, container, 'update_user_bitmap', what, ['vfio_dma_do_unmap', 'vfio_iommu_type1_unmap_dma']);
+  return new Errno('EIO', `container '${container.id}' died: ${what}`, {
+    hint: 'stop the dirty log when no unmap that reports it is waiting; see dmesg',
+    left: { notifications: locals.notifications },
+  });
 }
 
 /** The mapping that the loop takes first: the lowest one in the range, or in old kernels the one met first from the root. */
