@@ -1,6 +1,7 @@
 // The random model test of profile 5.15.
 
-import { ANON, type Recipe } from './model-commands.ts';
+import { ANON } from './model-begin.ts';
+import type { Recipe } from './model-commands.ts';
 import { type FailedOnce, testProfile } from './model-run.ts';
 import { type Milestone, PAGE } from './naive-types.ts';
 

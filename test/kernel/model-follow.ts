@@ -1,7 +1,8 @@
 // Carries out what a random run consists of: recipes become commands when it is known what is mapped and what waits.
 
 import type { Command } from '../../src/kernel/command.ts';
-import { ANON, pinCommand, type Recipe, unpinCommand } from './model-commands.ts';
+import { ANON, pinCommand, unpinCommand } from './model-begin.ts';
+import type { Recipe } from './model-commands.ts';
 import type { World } from './model-world.ts';
 import { type NaiveMapping, type NaiveNotification, PAGE } from './naive-types.ts';
 

@@ -3,10 +3,11 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { assemble, type Beginning, beginningsOf, prepare, type Recipe, recipesOf } from './model-commands.ts';
+import { assemble, type Beginning, beginningsOf, prepare } from './model-begin.ts';
+import { type Recipe, recipesOf } from './model-commands.ts';
 import { follow } from './model-follow.ts';
 import { World } from './model-world.ts';
-import { BeyondModel } from './naive-mappings.ts';
+import { BeyondModel } from './naive-domain.ts';
 import { type NaiveProfile, rulesOf } from './naive-rules.ts';
 import type { Milestone } from './naive-types.ts';
 

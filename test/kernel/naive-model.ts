@@ -1,6 +1,6 @@
 // A naive model of a host: maps, arrays and generators, written from the rules alone. It shares nothing with src/kernel but the
 // form of commands. Here: the switch. naive-rules: what differs between kernels. naive-mm: memory. naive-objects, -operations,
-// -mappings, -unmap, -notifiers, -pins: a class a subject, each built on the one before.
+// -mappings, -domain, -unmap, -notifiers, -pins: a class a subject, each built on the one before.
 
 import type { Call, Command } from '../../src/kernel/command.ts';
 import { Refused } from './naive-mm.ts';

@@ -1,6 +1,7 @@
 // The naive model's UNMAP_DMA, the invalidation of a vaddr, and the dirty log.
 
-import { isAligned, NaiveMappings, onesOf } from './naive-mappings.ts';
+import { NaiveDomain } from './naive-domain.ts';
+import { isAligned, onesOf } from './naive-mappings.ts';
 import { type NaiveMm, Refused } from './naive-mm.ts';
 import {
   done,
@@ -28,7 +29,7 @@ interface Request {
   bitmap: { bytes: number; bits: bigint } | null;
 }
 
-export abstract class NaiveUnmap extends NaiveMappings {
+export abstract class NaiveUnmap extends NaiveDomain {
   protected unmap(c: Of<'unmap_dma'>, inside: number | null): NaiveOutcome | NaiveOp {
     this.container(c.container);
     if (c.task !== null) this.memory.task(c.task);
