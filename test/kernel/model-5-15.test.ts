@@ -71,6 +71,7 @@ const MILESTONES: readonly Milestone[] = [
   'mapping refused by the IOMMU path',
   're-accounting on detach',
   'pin beside a domain',
+  'pin by one of several devices',
   'register waits for a callback',
   'unregister waits for a callback',
   'walk waits behind a writer',

@@ -23,6 +23,7 @@ const MILESTONES: readonly Milestone[] = [
   'mapping refused by the IOMMU path',
   're-accounting on detach',
   'pin beside a domain',
+  'pin by one of several devices',
   'charge is killed',
   'iova in no valid range',
   'unaligned record',

@@ -306,7 +306,7 @@ export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
       fc.record({
         do: as('pin what is mapped'),
         which,
-        device: fc.constantFrom('D1', 'D1', 'D2', 'D2', 'E1'),
+        device: fc.constantFrom('D1', 'D1', 'D2', 'D2', 'E1', 'D3'),
         pages: fc.array(fc.nat({ max: 4 }), { minLength: 1, maxLength: 4 }),
       }),
     ),
@@ -345,7 +345,15 @@ export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
       fc
         .tuple(
           fc.constantFrom('bind' as const, 'bind' as const, 'unbind' as const),
-          fc.constantFrom(['H1', 'E1'], ['H1', null], ['H1', 'E1'], ['H2', null], ['G2', 'D2'], ['G1', 'D1']),
+          fc.constantFrom(
+            ['H1', 'E1'],
+            ['H1', null],
+            ['H1', 'E1'],
+            ['H2', null],
+            ['G2', 'D2'],
+            ['G1', 'D1'],
+            ['G3', 'D3'],
+          ),
         )
         .map(([what, [group, device]]) => ({ do: what, group: group as string, device: device as string | null })),
     ),

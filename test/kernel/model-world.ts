@@ -225,7 +225,8 @@ export class World {
       const mapped = areas.reduce((sum, { length }) => sum + Number((length as bigint) / PAGE), 0);
       this.same(`mapped pages of ${id}`, mapped, slots.size);
     }
-    for (const page of [...memory.anon, ...memory.byPfn.values()]) {
+    const zero = memory.zero.pfn === null ? [] : [memory.zero];
+    for (const page of [...memory.anon, ...memory.byPfn.values(), ...zero]) {
       if (page.pfn === null) throw new Mismatch('a page of the model was never met');
       const shown = viewPage(this.host, page.pfn);
       // Where an IOMMU takes pages, it takes and drops more of them than it maps: dirty marks and what is never given back.

@@ -54,6 +54,7 @@ export abstract class NaivePins extends NaiveNotifiers {
       if (wantsOpenDevice) this.requireOpen(c.device);
       if (c.npage < 0 || c.npage > 512) throw new Refused('E2BIG');
       if (group === null) throw new Refused('ENODEV');
+      if (group.devices.length > 1 && group.container !== null) this.seen.add('pin by one of several devices');
       if (onlyDeviceOfItsGroup && group.devices.length > 1) throw new Refused('EINVAL');
       const { name, iommu } = this.user(group);
       const pinning = this.pinning.bind(this);

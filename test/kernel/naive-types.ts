@@ -168,7 +168,8 @@ export type Milestone =
   | 'mapping refused by the IOMMU path'
   | 're-accounting on detach'
   | 'pin beside a domain'
-  | 'iova in no valid range';
+  | 'iova in no valid range'
+  | 'pin by one of several devices';
 
 export type Of<O extends Command['op']> = Extract<Command, { op: O }>;
 /** A call that sleeps where it yields; it is woken with a handler's return value. */
