@@ -55,11 +55,11 @@ const TWO_AND_ZERO: Backing = {
   ],
 };
 
-export function* prepare(rlimitPages: number): Iterable<Command> {
+export function* prepare({ rlimitPages, cap }: Beginning): Iterable<Command> {
   for (const { pfn, kind } of PAGES) yield { op: 'put_page', pfn, kind };
   for (const task of ['A', 'B']) {
     const rlimit_memlock = task === 'A' ? BigInt(rlimitPages) * PAGE : 'unlimited';
-    yield { op: 'put_task', task, rlimit_memlock, cap_ipc_lock: false, thread_of: null };
+    yield { op: 'put_task', task, rlimit_memlock, cap_ipc_lock: cap && task === 'A', thread_of: null };
     yield {
       op: 'mmap',
       task,
@@ -111,6 +111,8 @@ export const often = <T>(weight: number, arbitrary: fc.Arbitrary<T>) => ({ weigh
 export interface Beginning {
   dma_entry_limit: number;
   rlimitPages: number;
+  /** Task A has CAP_IPC_LOCK. */
+  cap: boolean;
   /** Type of the back end; 0: nothing is assembled. */
   type: number;
   /** Mappings with a pin in each. */
@@ -125,6 +127,7 @@ export const beginningsOf = ({ vaddrUpdate }: Rules): fc.Arbitrary<Beginning> =>
   fc.record({
     dma_entry_limit: fc.constantFrom(2, 3, 8, 8),
     rlimitPages: fc.constantFrom(0, 2, 3, 64, 64),
+    cap: fc.constantFrom(false, false, false, true),
     type: fc.oneof({ weight: 12, arbitrary: fc.constant(3) }, { weight: 1, arbitrary: fc.constantFrom(0, 1, 6) }),
     mappings: fc.constantFrom(0, 0, 1, 2, 3, 5),
     iommu: fc.oneof(

@@ -45,6 +45,7 @@ export type Recipe =
     }
   | { do: 'bind' | 'unbind'; group: string; device: string | null }
   | { do: 'tear down' }
+  | { do: 'reopen'; group: string; device: string }
   | { do: 'straddle the end'; which: number }
   | { do: 'kill'; which: number }
   | { do: 'late ack'; back: number }
@@ -197,7 +198,7 @@ const memoryCommand: fc.Arbitrary<Command> = fc.oneof(
   often(
     2,
     fc
-      .tuple(fc.constantFrom('A', 'A1'), fc.boolean())
+      .tuple(fc.constantFrom('A', 'A', 'A1'), fc.boolean())
       .map(([id, cap_ipc_lock]) => ({ op: 'patch_task' as const, task: id, cap_ipc_lock })),
   ),
   often(
@@ -320,7 +321,7 @@ export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
         inside,
       }),
     ),
-    often(2, fc.record({ do: as('give a vaddr'), which, task, vaddr })),
+    often(unmapFlags === 7 ? 5 : 1, fc.record({ do: as('give a vaddr'), which, task, vaddr })),
     often(2, fc.record({ do: as('get bitmap'), which, more: fc.nat({ max: 3 }) })),
     often(
       2,
@@ -363,6 +364,12 @@ export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
         often(3, fc.constant({ do: 'checkpoint' as const })),
         often(1, fc.constant({ do: 'tear down' as const })),
       ),
+    ),
+    often(
+      1,
+      fc
+        .constantFrom(['G1', 'D1'], ['G2', 'D2'])
+        .map(([group, device]) => ({ do: 'reopen' as const, group: group as string, device: device as string })),
     ),
     often(2, fc.record({ do: as('straddle the end'), which })),
     often(1, fc.record({ do: as('kill'), which })),

@@ -53,9 +53,11 @@ export function follow(world: World, recipe: Recipe): void {
     case 'straddle the end':
       straddleTheEnd(world, at(recipe.which));
       return;
+    case 'reopen':
+      reopen(world, recipe.group, recipe.device);
+      return;
     case 'bind':
-      world.step({ op: 'set_container', group: recipe.group, container: 'C', task: null });
-      if (recipe.device !== null) world.step({ op: 'open_device', device: recipe.device });
+      bind(world, recipe.group, recipe.device);
       return;
     case 'unbind':
       unbind(world, recipe.group);
@@ -91,6 +93,25 @@ function straddleTheEnd(world: World, pending: NaiveNotification | undefined): v
   world.step({ op: 'map_dma', ...across, flags: 3, argsz: 32 });
   const answer = { device, notification: `notification-${n}`, ret: 1, reason: 'ack' as const, detail: null };
   world.step({ op: 'ack_notification', ...answer });
+}
+
+/** The group is opened anew while a block for its own events is still on its chain. */
+function reopen(world: World, group: string, device: string): void {
+  const notifier = { id: `K-${device}`, events: 1, type: 1, priority: 0, delivery: { kind: 'poll' } } as const;
+  world.step({ op: 'register_notifier', device, notifier });
+  unbind(world, group);
+  world.step({ op: 'close_group', group });
+  world.step({ op: 'open_group', group });
+  bind(world, group, device);
+}
+
+/** A group joins, and a device of it is opened: from 6.0 on with a driver that listens. */
+function bind(world: World, group: string, device: string | null): void {
+  world.step({ op: 'set_container', group, container: 'C', task: null });
+  if (device === null) return;
+  world.step({ op: 'open_device', device });
+  const notifier = { id: `K-${device}`, events: 1, type: 0, priority: 0, delivery: { kind: 'poll' } } as const;
+  if (world.model.rules.deviceIsListener) world.step({ op: 'register_notifier', device, notifier });
 }
 
 /** Closes the devices of a group, and takes it out of its container. */

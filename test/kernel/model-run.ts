@@ -40,7 +40,7 @@ class Step implements fc.Command<State, World> {
 /** A host and its model as a run begins with them. */
 export function begin(beginning: Beginning, profile: NaiveProfile): World {
   const world = new World(beginning.dma_entry_limit, profile);
-  for (const command of prepare(beginning.rlimitPages)) world.prepare(command);
+  for (const command of prepare(beginning)) world.prepare(command);
   try {
     if (beginning.type !== 0) for (const command of assemble(beginning, world.model.rules)) world.step(command);
   } catch (error) {
@@ -57,7 +57,15 @@ export interface FailedOnce {
   recipes: Recipe[];
 }
 
-const PLAIN: Beginning = { dma_entry_limit: 2, rlimitPages: 0, type: 3, mappings: 0, iommu: 'none', top: false };
+const PLAIN: Beginning = {
+  dma_entry_limit: 2,
+  rlimitPages: 0,
+  cap: false,
+  type: 3,
+  mappings: 0,
+  iommu: 'none',
+  top: false,
+};
 
 /** The tests of one profile: random runs, what they must have met, and the runs that failed once. */
 export function testProfile(

@@ -34,6 +34,8 @@ export abstract class NaiveDomain extends NaiveMappings {
     const cap = capAtMap ? m.cap : this.memory.task(task).cap;
     // How far it gets before it notices that the owner has no mm is a matter of where chunks end.
     if (this.mmOf(m) === null && !ascending) throw new BeyondModel();
+    // Below zero it also matters at which pages it charges.
+    const isWrapped = mm.locked_vm >= MOD_2_64 / 2n;
     m.marked = true;
     let got: NaivePage[] = [];
     try {
@@ -48,6 +50,8 @@ export abstract class NaiveDomain extends NaiveMappings {
         m.backed.push(page);
         got.shift();
       }
+    } catch (error) {
+      throw isWrapped ? new BeyondModel() : error;
     } finally {
       for (const page of got) this.put(m, page);
     }
