@@ -163,6 +163,8 @@ export function* assemble(begin: Beginning, rules: Rules): Iterable<Command> {
     yield mapping(iova, ANON + (i < 3n ? i : 1n) * 2n * PAGE, size);
     if (mdev) yield pinCommand(rules, 'D1', [iova], READ);
   }
+  // What the tasks may do now is not what they might when they mapped.
+  if (iommu === 'late') yield { op: 'patch_task', task: 'A', cap_ipc_lock: !begin.cap };
   if (iommu === 'late') yield bind('H1');
 }
 

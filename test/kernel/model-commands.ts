@@ -44,6 +44,7 @@ export type Recipe =
       task: string | null;
     }
   | { do: 'bind' | 'unbind'; group: string; device: string | null }
+  | { do: 'log a write'; which: number; at: bigint; length: number }
   | { do: 'tear down' }
   | { do: 'reopen'; group: string; device: string }
   | { do: 'straddle the end'; which: number }
@@ -370,6 +371,15 @@ export const recipesOf = ({ unmapFlags }: Rules): fc.Arbitrary<Recipe> =>
       fc
         .constantFrom(['G1', 'D1'], ['G2', 'D2'])
         .map(([group, device]) => ({ do: 'reopen' as const, group: group as string, device: device as string })),
+    ),
+    often(
+      1,
+      fc.record({
+        do: as('log a write'),
+        which,
+        at: fc.constantFrom(0n, 0x10n, 0xff8n),
+        length: fc.constantFrom(16, 4096, 4112),
+      }),
     ),
     often(2, fc.record({ do: as('straddle the end'), which })),
     often(1, fc.record({ do: as('kill'), which })),

@@ -129,7 +129,7 @@ const saidBy = ({ npage, iovas }: { npage: number | null; iovas: bigint[] }): nu
 
 type OfMapping = Extract<
   Recipe,
-  { do: 'pin what is mapped' | 'unmap what is mapped' | 'give a vaddr' | 'get bitmap' | 'move bytes' }
+  { do: 'pin what is mapped' | 'unmap what is mapped' | 'give a vaddr' | 'get bitmap' | 'move bytes' | 'log a write' }
 >;
 
 /** What begins at a mapping that exists. */
@@ -163,6 +163,16 @@ function followMapping(world: World, recipe: OfMapping, handler: (inside: number
       const { device, at, length, byte, task } = recipe;
       const data = byte === null ? null : Buffer.alloc(length, byte).toString('base64');
       world.step({ op: 'dma_rw', device, iova: iova + at, length, write: byte !== null, data, task });
+      return;
+    }
+    case 'log a write': {
+      const log = { op: 'dirty_pages', container: 'C', argsz: null, task: null } as const;
+      const range = { iova, size, pgsize: PAGE, bitmap_size: 8n };
+      const data = Buffer.alloc(recipe.length, 0x5a).toString('base64');
+      world.step({ ...log, flags: 1, range: null });
+      const write = { iova: iova + recipe.at, length: recipe.length, write: true, data, task: null };
+      world.step({ op: 'dma_rw', device: 'D1', ...write });
+      world.step({ ...log, flags: 4, range });
       return;
     }
     case 'get bitmap': {
