@@ -44,12 +44,20 @@ export function getOperation(host: Host, id: string): Operation {
 /** A function, so that the compiler does not take the state for what it was before a part of the operation ran. */
 export const isDone = ({ state }: Operation): boolean => state === 'done';
 
-/** EBUSY: too many operations wait in the host already. */
-export function requireRoomForOperation(host: Host): void {
+function parkedCount(host: Host): number {
   let parked = 0;
   for (const { state } of host.operations.values()) if (state !== 'done') parked++;
-  if (parked >= MAX_PARKED_OPERATIONS)
-    throw new Errno('EBUSY', `${parked} operations wait in this host, the most it holds (${MAX_PARKED_OPERATIONS})`);
+  return parked;
+}
+
+export const hasRoomForOperation = (host: Host): boolean =>
+  host.operations.size < MAX_PARKED_OPERATIONS || parkedCount(host) < MAX_PARKED_OPERATIONS;
+
+/** EBUSY: too many operations wait in the host already. */
+export function requireRoomForOperation(host: Host): void {
+  if (hasRoomForOperation(host)) return;
+  const parked = parkedCount(host);
+  throw new Errno('EBUSY', `${parked} operations wait in this host, the most it holds (${MAX_PARKED_OPERATIONS})`);
 }
 
 /** Starts an operation of the command that is being executed; it is blocked until something continues it. */

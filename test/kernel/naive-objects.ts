@@ -1,26 +1,59 @@
 // The naive model's containers, groups and devices, and the tasks' limits.
 
 import { NaiveMemory, Refused } from './naive-mm.ts';
+import type { Rules } from './naive-rules.ts';
 import {
   done,
+  type Milestone,
   type NaiveContainer,
+  type NaiveDevice,
   type NaiveGroup,
   type NaiveIommu,
+  type NaiveOp,
   type NaiveOutcome,
   newChain,
   type Of,
+  walkOf,
 } from './naive-types.ts';
 
+/** What x86 reserves for interrupts, and how far an IOMMU reaches that says nothing else. */
+const MSI: [bigint, bigint] = [0xfee00000n, 0xfeefffffn];
+const REACH: [bigint, bigint] = [0n, 2n ** 48n - 1n];
+
 export abstract class NaiveObjects {
-  memory = new NaiveMemory();
+  memory: NaiveMemory;
   containers = new Map<string, NaiveContainer>();
   groups = new Map<string, NaiveGroup>();
-  devices = new Map<string, { group: string | null; open: number }>();
+  devices = new Map<string, NaiveDevice>();
+  seen = new Set<Milestone>();
+  splats: string[] = [];
+  private readonly warned = new Set<string>();
 
-  constructor(private readonly dma_entry_limit: number) {}
+  constructor(
+    private readonly dma_entry_limit: number,
+    readonly rules: Rules,
+  ) {
+    this.memory = new NaiveMemory(rules);
+  }
 
   /** A BUG of a container. */
   protected abstract kill(id: string): void;
+  protected abstract newIommu(type: number, limit: number): NaiveIommu;
+  /** A group joins the back end; an operation where it must wait first. */
+  protected abstract attach(name: string, iommu: NaiveIommu, id: string, task: string | null): NaiveOp | null;
+  protected abstract detach(iommu: NaiveIommu, id: string): void;
+  protected abstract wakeVaddrWaiters(iommu: NaiveIommu): void;
+  protected abstract listen(iommu: NaiveIommu, op: string): void;
+  protected abstract unlisten(iommu: NaiveIommu, op: string): void;
+
+  protected splat(label: string): void {
+    this.splats.push(label);
+  }
+
+  protected warnOnce(place: string, label: string): void {
+    if (!this.warned.has(place)) this.splat(label);
+    this.warned.add(place);
+  }
 
   protected patchTask(c: Of<'patch_task'>): NaiveOutcome {
     const task = this.memory.task(c.task);
@@ -43,7 +76,7 @@ export abstract class NaiveObjects {
     return group;
   }
 
-  protected device(id: string): { group: string | null; open: number } {
+  protected device(id: string): NaiveDevice {
     const device = this.devices.get(id);
     if (device === undefined) throw new Refused('NOT_FOUND');
     return device;
@@ -69,8 +102,30 @@ export abstract class NaiveObjects {
     return done();
   }
 
-  protected closeContainer({ container }: Of<'close_container'>): NaiveOutcome {
-    this.fd(container).open = false;
+  /** Whoever waits for a vaddr gives up; the iommu object stays while groups hold it. */
+  protected closeContainer({ container: id }: Of<'close_container'>): NaiveOutcome {
+    const container = this.fd(id);
+    container.open = false;
+    if (container.iommu !== null) {
+      container.iommu.containerOpen = false;
+      this.wakeVaddrWaiters(container.iommu);
+    }
+    return done();
+  }
+
+  protected putGroup({ group, kind, reserved, aperture }: Of<'put_group'>): NaiveOutcome {
+    if (this.groups.has(group)) return done();
+    const regions = reserved?.map(({ start, last }): [bigint, bigint] => [start, last]);
+    this.groups.set(group, {
+      kind,
+      reserved: regions ?? (kind === 'iommu' ? [MSI] : []),
+      aperture: aperture === undefined ? REACH : [aperture.start, aperture.last],
+      open: true,
+      container: null,
+      users: 0,
+      devices: [],
+      chain: newChain(),
+    });
     return done();
   }
 
@@ -79,7 +134,10 @@ export abstract class NaiveObjects {
     this.alive(group.container);
     if (group.open || group.container !== null) throw new Refused('EBUSY');
     // Whatever is left on the chain of group notifiers is warned about and forgotten.
-    group.chain = newChain();
+    if (this.rules.checksGroupChainAtOpen && group.chain.first !== null) {
+      this.splat('group notifier chain not empty');
+      group.chain = newChain();
+    }
     group.open = true;
     return done();
   }
@@ -89,12 +147,13 @@ export abstract class NaiveObjects {
     const group = this.group(id);
     this.alive(group.container);
     if (!group.open) throw new Refused('EBADF');
+    if (!this.rules.checksGroupChainAtOpen && group.chain.first !== null) this.splat('group notifier chain not empty');
     group.open = false;
     if (group.users > 0 && --group.users === 0) this.leave(id, group);
     return done();
   }
 
-  protected setContainer(c: Of<'set_container'>): NaiveOutcome {
+  protected setContainer(c: Of<'set_container'>): NaiveOutcome | NaiveOp {
     const group = this.group(c.group);
     this.container(c.container);
     this.alive(group.container);
@@ -102,10 +161,21 @@ export abstract class NaiveObjects {
     if (!group.open) throw new Refused('EBADF');
     if (group.users > 0) throw new Refused('EINVAL');
     const container = this.fd(c.container);
-    group.container = c.container;
-    group.users = 1;
-    container.groups.push(c.group);
+    if (this.isAttaching(c.group)) throw new Refused('EBUSY');
+    if (c.task !== null) this.memory.task(c.task);
+    const waiting = container.iommu === null ? null : this.attach(c.container, container.iommu, c.group, c.task);
+    if (waiting !== null) return waiting;
+    this.bind(c.group, c.container);
     return done();
+  }
+
+  protected abstract isAttaching(group: string): boolean;
+
+  protected bind(id: string, name: string): void {
+    const group = this.group(id);
+    group.container = name;
+    group.users = 1;
+    this.container(name).groups.push(id);
   }
 
   protected unsetContainer(c: Of<'unset_container'>): NaiveOutcome {
@@ -123,22 +193,49 @@ export abstract class NaiveObjects {
     const name = group.container as string;
     const container = this.container(name);
     group.users = 0;
+    if (container.iommu !== null) this.detach(container.iommu, id);
     group.container = null;
     container.groups = container.groups.filter((other) => other !== id);
     if (container.groups.length === 0 && container.iommu !== null) {
-      const { chain } = container.iommu;
+      const { chain, vaddrWait } = container.iommu;
       container.iommu = null;
-      if (chain.readers.length + chain.queue.length > 0) this.kill(name);
+      if (chain.readers.length + chain.queue.length + vaddrWait.length > 0) {
+        this.splat('use-after-free');
+        this.kill(name);
+      }
     }
   }
 
-  protected setIommu({ container: id, type }: Of<'set_iommu'>): NaiveOutcome {
+  /** Numbers that VFIO_CHECK_EXTENSION answers 1 to while the container has no iommu object. */
+  private get extensions(): number[] {
+    const { answersNesting, answersUnmapAll, answersUpdateVaddr } = this.rules;
+    const known = [1, 3];
+    if (answersNesting) known.push(6);
+    if (answersUnmapAll) known.push(9);
+    if (answersUpdateVaddr === 'always') known.push(10);
+    return known;
+  }
+
+  /** VFIO_CHECK_EXTENSION on an iommu object. */
+  answersExtension(iommu: NaiveIommu, number: number): number {
+    if (number === 10 && this.rules.answersUpdateVaddr === 'without mdev') return iommu.mdev.length === 0 ? 1 : 0;
+    return this.extensions.includes(number) || number === 4 ? 1 : 0;
+  }
+
+  protected setIommu({ container: id, type, task }: Of<'set_iommu'>): NaiveOutcome {
     const container = this.fd(id);
     if (container.groups.length === 0 || container.iommu !== null) throw new Refused('EINVAL');
-    if (![1, 3, 6, 9, 10].includes(type)) throw new Refused('ENODEV');
+    if (!this.extensions.includes(type)) throw new Refused('ENODEV');
     if (type > 6) throw new Refused('EINVAL');
-    const limit = this.dma_entry_limit;
-    container.iommu = { type, limit, avail: limit, maps: [], chain: newChain() };
+    const iommu = this.newIommu(type, this.rules.entryLimit ? this.dma_entry_limit : Number.MAX_SAFE_INTEGER);
+    for (const group of container.groups) this.attach(id, iommu, group, task);
+    container.iommu = iommu;
+    return done();
+  }
+
+  protected putDevice({ device, group, dma_unmap }: Of<'put_device'>): NaiveOutcome {
+    if (group !== null) this.group(group).devices.push(device);
+    this.devices.set(device, { group, open: 0, mayListen: dma_unmap ?? true, op: null });
     return done();
   }
 
@@ -148,7 +245,8 @@ export abstract class NaiveObjects {
     const group = this.group(device.group);
     this.alive(group.container);
     if (!group.open) throw new Refused('EBADF');
-    this.user(group);
+    const { iommu } = this.user(group);
+    if (device.open === 0 && device.op !== null) this.listen(iommu, device.op);
     group.users++;
     device.open++;
     return done();
@@ -159,6 +257,7 @@ export abstract class NaiveObjects {
     const group = device.group === null ? null : this.group(device.group);
     this.alive(group?.container ?? null);
     if (device.open === 0 || group === null) throw new Refused('EBADF');
+    if (device.open === 1 && device.op !== null) this.unlisten(this.user(group).iommu, device.op);
     device.open--;
     group.users--;
     if (group.users === 0) this.leave(device.group as string, group);
@@ -185,5 +284,10 @@ export abstract class NaiveObjects {
     if (group === null) return null;
     this.alive(this.group(group).container);
     return this.group(group);
+  }
+
+  /** Pins of a container that a device's driver is not told of any more. */
+  protected isListening(iommu: NaiveIommu): boolean {
+    return walkOf(iommu.chain).blocks.length > 0;
   }
 }

@@ -5,14 +5,16 @@ import { Refused } from './naive-mm.ts';
 import { NaiveObjects } from './naive-objects.ts';
 import {
   done,
-  type Milestone,
   type NaiveChain,
+  type NaiveIommu,
   type NaiveMapping,
   type NaiveNotification,
   type NaiveOp,
   type NaiveOutcome,
   type NaiveResult,
   type Sleeping,
+  type Waits,
+  walkOf,
 } from './naive-types.ts';
 
 export function refusedOutcome(error: unknown): NaiveOutcome {
@@ -30,7 +32,6 @@ export abstract class NaiveOperations extends NaiveObjects {
   /** Operations that sleep, oldest first. */
   asleep: NaiveOp[] = [];
   seq = 0;
-  seen = new Set<Milestone>();
   protected finished: NaiveResult['finished'] = [];
   protected emitted: NaiveNotification[] = [];
 
@@ -44,13 +45,14 @@ export abstract class NaiveOperations extends NaiveObjects {
     return false;
   }
 
+  protected refuseDeadlock(): never {
+    this.seen.add('nested call refused as a deadlock');
+    this.splat('listener-lock');
+    throw new Refused('EDEADLK');
+  }
+
   /** Calls every block of the chain, under its lock for reading, until one answers with a stop value. */
-  protected *walk(
-    op: NaiveOp,
-    chain: NaiveChain,
-    m: NaiveMapping,
-    attempt: number,
-  ): Generator<'notification' | 'lock', void, number> {
+  protected *walk(op: NaiveOp, chain: NaiveChain, m: NaiveMapping, attempt: number): Generator<Waits, void, number> {
     const { iova, size } = m;
     if (chain.queue.length === 0) chain.readers.push(op);
     else {
@@ -58,7 +60,9 @@ export abstract class NaiveOperations extends NaiveObjects {
       chain.queue.push({ op, write: false });
       yield 'lock';
     }
-    for (const notifier of [...chain.blocks]) {
+    const { blocks } = walkOf(chain);
+    let stopped = false;
+    for (const notifier of blocks) {
       const { device } = this.blocks.get(notifier) as { device: string };
       const n = this.next++;
       const notification = { n, op, device, notifier, iova, size, container: op.container, attempt };
@@ -66,10 +70,22 @@ export abstract class NaiveOperations extends NaiveObjects {
       this.pending.set(n, notification);
       this.emitted.push(notification);
       const ret = yield 'notification';
-      if ((ret & 0x8000) !== 0) break;
+      stopped = !this.rules.deviceIsListener && (ret & 0x8000) !== 0;
+      if (stopped) break;
+    }
+    if (!stopped && walkOf(chain).endless) {
+      this.loop(op.container);
+      return;
     }
     chain.readers = chain.readers.filter((reader) => reader !== op);
     this.grant(chain);
+  }
+
+  /** Somebody walks a chain that a double registration has closed to a loop. */
+  protected loop(container: string): void {
+    this.seen.add('a chain closed to a loop is walked');
+    this.splat('soft-lockup');
+    this.kill(container);
   }
 
   /** Whoever waits for the lock gets it in order of arrival, before the one who dropped it goes on. */
@@ -150,6 +166,47 @@ export abstract class NaiveOperations extends NaiveObjects {
     this.finished.push({ id: op.id, outcome });
   }
 
+  /** A call of a device sleeps: it is one of the users of the device's group until it returns. */
+  protected hold(op: NaiveOp, group: string): void {
+    if (op.holds !== null) return;
+    op.holds = group;
+    this.group(group).users++;
+  }
+
+  // Waits for a vaddr
+
+  /** KILLED where a fatal signal arrives meanwhile. */
+  static readonly KILLED = -1;
+
+  protected *sleepForVaddr(iommu: NaiveIommu, op: NaiveOp): Generator<Waits, void, number> {
+    iommu.vaddrWait.push(op);
+    const value = yield 'vaddr';
+    if (value === NaiveOperations.KILLED || !iommu.containerOpen) throw new Refused('EFAULT');
+  }
+
+  protected wakeVaddrWaiters(iommu: NaiveIommu): void {
+    const woken = iommu.vaddrWait;
+    iommu.vaddrWait = [];
+    for (const op of woken) if (op.done === null) this.proceed(op, 0);
+  }
+
+  /** A fatal signal. */
+  protected killOperation(id: string): NaiveOutcome {
+    const op = this.asleep.find((other) => other.id === id);
+    const iommu = op === undefined ? null : (this.containers.get(op.container)?.iommu ?? null);
+    if (op === undefined || iommu === null || !iommu.vaddrWait.includes(op)) throw new Refused('EINVAL');
+    iommu.vaddrWait = iommu.vaddrWait.filter((waiting) => waiting !== op);
+    this.proceed(op, NaiveOperations.KILLED);
+    return done();
+  }
+
+  protected isAttaching(group: string): boolean {
+    return this.asleep.some((op) => this.attaching.get(op) === group);
+  }
+
+  /** Which group an operation is attaching. */
+  protected readonly attaching = new WeakMap<NaiveOp, string>();
+
   /** A handler has returned, or its time is up (device null). */
   protected answer(id: string, device: string | null, ret: number): NaiveOutcome {
     if (device !== null) this.device(device);
@@ -179,10 +236,7 @@ export abstract class NaiveOperations extends NaiveObjects {
     reply: NaiveOutcome,
     change: () => void,
   ): NaiveOutcome | NaiveOp {
-    if (this.isInsideWalkOf(chain, inside)) {
-      this.seen.add('nested call refused as a deadlock');
-      throw new Refused('EDEADLK');
-    }
+    if (this.isInsideWalkOf(chain, inside)) this.refuseDeadlock();
     const locked = this.locked.bind(this);
     return this.start(kind, container, inside, (op) => locked(op, kind, group, chain, reply, change));
   }
@@ -199,8 +253,7 @@ export abstract class NaiveOperations extends NaiveObjects {
     if (chain.readers.length + chain.queue.length > 0) {
       this.seen.add(kind === 'register_notifier' ? 'register waits for a callback' : 'unregister waits for a callback');
       chain.queue.push({ op, write: true });
-      op.holds = group;
-      this.group(group).users++;
+      this.hold(op, group);
       yield 'lock';
     }
     change();

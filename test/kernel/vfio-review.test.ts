@@ -1,7 +1,7 @@
 // Corners of VFIO type1 pinning: the top of the space, calls that wait, refused shortcuts, the ledger, closed ids. Profile 5.15 if none is named.
 
 import t from 'tap';
-import type { NotifierSpec } from '../../src/kernel/command.ts';
+import type { Command, NotifierSpec } from '../../src/kernel/command.ts';
 import { execute } from '../../src/kernel/execute.ts';
 import { MAX_CONTAINERS, MAX_PARKED_OPERATIONS, MAX_SHOWN_LEAKS } from '../../src/kernel/limits.ts';
 import type { Fields, Outcome } from '../../src/kernel/outcome.ts';
@@ -369,4 +369,82 @@ t.test('leaks: every reference is counted, and no more ranges are shown than MAX
   m.unpin([0n]);
   t.equal(leaks(m.host).truncated, undefined);
   m.check();
+});
+
+t.test('found by the naive model', async (t) => {
+  for (const profile of ['4.10', '5.4', '5.8'])
+    t.test(
+      `[${profile}] unmap_dma: EDEADLK where the walk that would wait is found from the root of the tree`,
+      async (t) => {
+        const m = setup({ profile });
+        m.handlers.delete('L1');
+        // A mapping that ends at 2^64 as the root hides lower ones from a search by iova, and not from one by the tree.
+        for (const iova of [TOP, 0x10000n]) m.map(iova, PAGE);
+        m.pin([0x10000n]);
+        const { emitted } = m.start(m.unmapCommand(0x10000n, PAGE));
+        t.equal(typeof register(m, 'L2').parked, 'string', 'a writer waits for the walk');
+        const nested = m.start(m.unmapCommand(0x10000n, PAGE, { task: 'T' }), emitted[0] as string);
+        t.equal(errno(nested), 'EDEADLK');
+      },
+    );
+  for (const profile of ['4.10', '5.4', '5.8'])
+    t.test(`[${profile}] unmap_dma: EDEADLK although a mapping of another mm comes first by iova`, async (t) => {
+      const m = setup({ profile });
+      m.handlers.delete('L1');
+      m.task('B');
+      for (const [iova, task] of [
+        [0x11000n, 'T'],
+        [0x10000n, 'B'],
+        [0x12000n, 'T'],
+      ] as const)
+        m.map(iova, PAGE, RW, { task });
+      m.pin([0x11000n]);
+      const { emitted } = m.start(m.unmapCommand(0x11000n, PAGE));
+      t.equal(typeof register(m, 'L2').parked, 'string', 'a writer waits for the walk');
+      const nested = m.start(m.unmapCommand(0x10000n, 3n * PAGE, { task: 'T' }), emitted[0] as string);
+      t.equal(errno(nested), 'EDEADLK', 'the root is met first');
+    });
+  for (const profile of ['5.8', '5.15'])
+    t.test(
+      `[${profile}] dirty_pages: a mapping that ends at 2^64 may be longer than the bitmap of a range in it`,
+      async (t) => {
+        const m = setup({ profile });
+        m.map(2n ** 64n - 70n * PAGE, 70n * PAGE);
+        m.run({ op: 'dirty_pages', container: 'C', flags: 1, argsz: null, range: null, task: null });
+        const range = { iova: 2n ** 64n - 70n * PAGE, size: PAGE, pgsize: PAGE, bitmap_size: 8n };
+        const { fields } = m.run({ op: 'dirty_pages', container: 'C', flags: 4, argsz: null, range, task: null });
+        t.equal(fields.bitmap, Buffer.alloc(8).toString('base64'));
+      },
+    );
+  for (const profile of ['5.8', '5.15', '6.18'])
+    t.test(
+      `[${profile}] unmap_dma: EIO, a BUG, when the dirty log is stopped while the unmap that reports it waits`,
+      async (t) => {
+        const m = setup({ profile });
+        m.handlers.delete('L1');
+        m.map(0x10000n, PAGE);
+        m.pin([0x10000n]);
+        const log = (flags: number): Outcome =>
+          m.run({ op: 'dirty_pages', container: 'C', flags, argsz: null, range: null, task: null });
+        log(1);
+        const bitmap = { pgsize: PAGE, size: 8n };
+        const command = { ...m.unmapCommand(0x10000n, PAGE, { flags: 1 }), bitmap } as Command;
+        const { emitted, parked } = m.start(command);
+        log(2);
+        m.unpin([0x10000n]);
+        m.ack(emitted[0] as string, 'D1');
+        t.match(endOf(m, parked as string), { ret: -5, refusal: { errno: 'EIO', left: { notifications: 1 } } });
+        t.match(m.dmesg('BUG')[0]?.text, 'NULL pointer dereference: the dirty bitmap of [0x10000, 0x11000) is gone');
+      },
+    );
+  for (const profile of ['4.10', '5.4', '5.8', '5.15', '6.18'])
+    t.test(`[${profile}] map_dma: ENOMEM of a wrapped locked_vm for an IOMMU, however large the limit`, async (t) => {
+      const m = setup({ profile });
+      m.task('B', 'unlimited');
+      m.pages('B', V, [[5000, 2]]);
+      m.run({ op: 'adjust_locked_vm', task: 'B', delta: -2 });
+      m.iommuGroup('H');
+      t.equal(errno(m.map(0x10000n, 2n * PAGE, RW, { task: 'B' })), 'ENOMEM');
+      t.equal(m.lv('B'), -2);
+    });
 });

@@ -1,6 +1,6 @@
 // Models struct vfio_dma and iommu->dma_list: one mapping per MAP_DMA call, in a red-black tree ordered by iova.
 
-import { LEFT, type RbLinks, RIGHT } from '../lib/rbtree.ts';
+import { LEFT, RbLinks, RIGHT } from '../lib/rbtree.ts';
 import { type PageNumber, wrappedEnd } from '../lib/u64.ts';
 import type { MmId } from '../mm/mm.ts';
 import { newPfnList, type PfnList } from './pfn-list.ts';
@@ -46,12 +46,26 @@ export interface VfioDma {
 
 /** All vfio_dma of a host; the trees of its containers link their slots. */
 export class DmaTable {
-  readonly records: (VfioDma | undefined)[] = [];
   next_id = 1;
   /** Whether ends of ranges wrap to 0 at 2^64, as unsigned start + size does: such a mapping is never found. */
   hides_end_of_space = true;
 
-  constructor(readonly links: RbLinks) {}
+  constructor(
+    readonly links: RbLinks,
+    readonly records: (VfioDma | undefined)[] = [],
+  ) {}
+
+  /** The same mappings in trees that can be changed without a trace: to see what would be met. */
+  sketch(): DmaTable {
+    const { links } = this;
+    const chunks = Array.from({ length: links.chunkCount }, (_, chunk) => ({
+      ...links.linkColumns(chunk),
+      version: links.chunkVersion(chunk),
+    }));
+    const sketch = new DmaTable(RbLinks.restore(links.slotState(), chunks, links.stateVersion), this.records);
+    sketch.hides_end_of_space = this.hides_end_of_space;
+    return sketch;
+  }
 
   at(slot: number): VfioDma {
     const dma = this.records[slot];

@@ -65,7 +65,7 @@ export function vfioPinPagesRemote(
   const chunk: Chunk = { pfn: 0, npage: 0, charged: 0, rsvd: false };
   let failure: Errno | null = null;
   try {
-    growChunk(host, mm, { dma, iova, npage, batch }, chunk, cap ? Number.POSITIVE_INFINITY : limit);
+    growChunk(host, mm, { dma, iova, npage, batch }, chunk, cap ? null : limit);
   } catch (error) {
     if (!(error instanceof Errno)) throw error;
     const policy = error.errno === 'ENOMEM' ? host.profile.remotePinOverLimit : host.profile.remotePinFault;
@@ -92,7 +92,14 @@ interface Wanted {
   batch: Batch;
 }
 
-function growChunk(host: Host, mm: MmStruct, { dma, iova, npage, batch }: Wanted, chunk: Chunk, limit: number): void {
+/** `limit`: in pages; null where CAP_IPC_LOCK lifts it. */
+function growChunk(
+  host: Host,
+  mm: MmStruct,
+  { dma, iova, npage, batch }: Wanted,
+  chunk: Chunk,
+  limit: number | null,
+): void {
   const write = (dma.prot & WRITE) !== 0;
   while (chunk.npage < npage) {
     const at = iova + chunk.npage;
@@ -109,7 +116,7 @@ function growChunk(host: Host, mm: MmStruct, { dma, iova, npage, batch }: Wanted
     } else if (pfn !== chunk.pfn + chunk.npage || rsvd !== chunk.rsvd) return;
     if (!rsvd && vfioFindVpfn(host.vfio.pfns, dma.pfn_list, at) === 0) {
       const locked_vm = mm.locked_vm + chunk.charged + 1;
-      if (locked_vm > limit || (locked_vm < 0 && limit !== Number.POSITIVE_INFINITY)) throw overLimit(host, mm, limit);
+      if (limit !== null && (locked_vm < 0 || locked_vm > limit)) throw overLimit(host, mm, limit);
       chunk.charged++;
     }
     chunk.npage++;

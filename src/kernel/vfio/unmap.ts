@@ -16,7 +16,7 @@ import {
 } from '../lib/u64.ts';
 import { UNMAP_MAX_RETRIES } from '../limits.ts';
 import { getTask, mmOf, requireMm } from '../mm/task.ts';
-import { type Operation, requireRoomForOperation, startOperation } from '../operation.ts';
+import { hasRoomForOperation, type Operation, requireRoomForOperation, startOperation } from '../operation.ts';
 import type { Done, Fields } from '../outcome.ts';
 import { killContainer } from './bug.ts';
 import { type Container, getContainer, requireAlive, requireIommu } from './container.ts';
@@ -62,7 +62,8 @@ export interface UnmapLocals {
  * ESRCH the named task has exited; EINVAL argsz below 24 or unknown flags; EINVAL GET_DIRTY_BITMAP with ALL or VADDR, argsz
  * below 48, bitmap too small or too large; EBUSY VADDR with an mdev group (6.x); EINVAL iova misaligned; EINVAL ALL with iova
  * or size; EINVAL size 0 or misaligned; EINVAL or EOVERFLOW wrapping; EINVAL dirty log not running; EDEADLK it would deadlock;
- * EINVAL the range bisects a mapping; EFAULT the bitmap can't be written; EIO BUG: pins left after 11 tries.
+ * EINVAL the range bisects a mapping; EFAULT the bitmap can't be written; EIO BUG: pins left after 11 tries, or the
+ * dirty log stopped meanwhile.
  */
 export function unmapDma(host: Host, command: UnmapDma): Done {
   const container = getContainer(host, command.container);
@@ -157,31 +158,44 @@ function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioD
  * MAX_PARKED_OPERATIONS.
  */
 function requireMayWalk(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): void {
-  if (iommu.notifier.head === null || !meetsPinned(host, iommu, locals)) return;
-  if (host.profile.listener === 'dma_unmap')
-    requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
-  else if (iommu.notifier.waiters.length > 0) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
+  const { head, readers, waiters } = iommu.notifier;
+  if (head === null) return;
+  const isOp = host.profile.listener === 'dma_unmap';
+  const mustWait = (isOp ? readers : waiters).length > 0;
+  if (!mustWait && hasRoomForOperation(host)) return;
+  if (!meetsPinned(host, iommu, locals)) return;
+  if (isOp) requireDeviceListLock(host, container, iommu, 'unmap_dma', 'vfio_notify_dma_unmap');
+  else if (mustWait) refuseDeadlock(host, iommu.notifier, 'unmap_dma');
   requireRoomForOperation(host);
 }
 
-/**
- * Whether the first pass of the loop comes to a mapping with records. Where it goes by the shape of the tree, one that belongs
- * to another mm ends it if it is the first, and is otherwise taken to be the last.
- */
+/** Whether the first pass of the loop comes to a mapping with records. */
 function meetsPinned(host: Host, iommu: Iommu, locals: UnmapLocals): boolean {
   if ((locals.flags & UNMAP_VADDR) !== 0 || findBisected(host, iommu, locals) !== null) return false;
-  const { dmas } = host.vfio;
-  let slot = lowestOverlapping(host, iommu, locals)?.slot ?? 0;
-  if (host.profile.unmapOrder === 'tree') {
-    const first = vfioFindDma(dmas, iommu.dma_list, locals.iova, endOf(host, locals));
-    if (first === null || isLoopEnd(host, iommu, locals, first)) return false;
-    for (; slot !== 0 && dmas.at(slot).iova < endOf(host, locals); slot = dmas.links.next(slot))
-      if (dmas.at(slot).pfn_list.root !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot))) return true;
-    return false;
+  for (const dma of wouldRemove(host, iommu, locals)) {
+    if (isLoopEnd(host, iommu, locals, dma)) return false;
+    if (dma.pfn_list.root !== 0) return true;
   }
-  for (; slot !== 0 && !isLoopEnd(host, iommu, locals, dmas.at(slot)); slot = dmas.links.next(slot))
-    if (dmas.at(slot).pfn_list.root !== 0) return true;
   return false;
+}
+
+/** The mappings that the loop takes if it removes each, in its order. */
+function* wouldRemove(host: Host, iommu: Iommu, locals: UnmapLocals): Iterable<VfioDma> {
+  const { dmas } = host.vfio;
+  if (host.profile.unmapOrder === 'ascending') {
+    for (let slot = firstSlot(host, iommu, locals); slot !== 0; slot = dmas.links.next(slot)) yield dmas.at(slot);
+    return;
+  }
+  // Which one is met next depends on the shape that the tree has by then.
+  const sketch = dmas.sketch();
+  const end = endOf(host, locals);
+  let root = iommu.dma_list;
+  for (;;) {
+    const dma = vfioFindDma(sketch, root, locals.iova, end);
+    if (dma === null) return;
+    yield dma;
+    root = sketch.links.erase(root, dma.slot);
+  }
 }
 
 /** Whether the loop ends before a mapping: beyond the range, v1 and straddled by its start, or not the caller's mm. */
@@ -258,7 +272,8 @@ function resultOf(locals: UnmapLocals): Fields {
 
 /**
  * One pass of the loop with the lock held: removes mappings until one has records (returned) or the range is through (null).
- * EINVAL: the range bisects a mapping; on a restart newer kernels end the call with what was removed. EFAULT: the bitmap.
+ * EINVAL: the range bisects a mapping; on a restart newer kernels end the call with what was removed. EFAULT: the bitmap. EIO:
+ * it is gone.
  */
 function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
   const bisected = findBisected(host, iommu, locals);
@@ -283,19 +298,27 @@ function removeUnpinned(host: Host, container: Container, iommu: Iommu, locals: 
       continue;
     }
     if (dma.pfn_list.root !== 0) return dma;
-    if (locals.bitmap !== null)
-      updateUserBitmap(
-        iommu,
-        dma,
-        locals.iova,
-        userBitmap(host, locals.bitmap.own, locals.bitmap.addr, locals.bitmap.task),
-      );
+    if (locals.bitmap !== null) {
+      if (dma.bitmap === null) throw withoutBitmap(host, container, locals, dma);
+      const { own, addr, task } = locals.bitmap;
+      updateUserBitmap(iommu, dma, locals.iova, userBitmap(host, own, addr, task));
+    }
     const next = dmas.links.next(slot);
     locals.unmapped = wrappedEnd(locals.unmapped, dma.npage);
     vfioRemoveDma(host, container, iommu, dma, ['vfio_dma_do_unmap']);
     slot = host.profile.unmapOrder === 'ascending' ? next : firstSlot(host, iommu, locals);
   }
   return null;
+}
+
+/** The dirty log was stopped while the listeners ran: the kernel follows the pointer of a bitmap that is gone. */
+function withoutBitmap(host: Host, container: Container, locals: UnmapLocals, dma: VfioDma): Errno {
+  const what = `NULL pointer dereference: the dirty bitmap of ${printRange(dma.iova, dma.npage)} is gone`;
+  killContainer(host, container, 'update_user_bitmap', what, ['vfio_dma_do_unmap', 'vfio_iommu_type1_unmap_dma']);
+  return new Errno('EIO', `container '${container.id}' died: ${what}`, {
+    hint: 'stop the dirty log when no unmap that reports it is waiting; see dmesg',
+    left: { notifications: locals.notifications },
+  });
 }
 
 /** The mapping that the loop takes first: the lowest one in the range, or in old kernels the one met first from the root. */

@@ -1,0 +1,43 @@
+// The random model test of profile 5.4.
+
+import { testProfile } from './model-run.ts';
+import type { Milestone } from './naive-types.ts';
+
+const MILESTONES: readonly Milestone[] = [
+  'rollback in the middle of a batch',
+  'eleventh notification and BUG',
+  'competing unmap inside a callback',
+  'late ack',
+  'ENOMEM of the limit',
+  'nested call refused as a deadlock',
+  'restart of the service inside an unmap',
+  'tries counted anew for another mapping',
+  'record without memory',
+  'pins left behind leak',
+  'charge below zero',
+  'VM_PFNMAP page pinned',
+  'zero page pinned',
+  'range that passes the end of the space',
+  'replay on attach',
+  'failed replay',
+  'mapping refused by the IOMMU path',
+  're-accounting on detach',
+  'pin beside a domain',
+  'pin by one of several devices',
+  'register waits for a callback',
+  'unregister waits for a callback',
+  'walk waits behind a writer',
+  'restart whose range bisects',
+  'double registration',
+  'end at a mapping of another mm',
+  'mapping that ends at 2^64 is not found',
+  'owner of a mapping exited, its process lives',
+  'removal in another order than by iova',
+  'a chain closed to a loop is walked',
+  'charge is killed',
+  'capability changed since the mapping',
+  'iova in no valid range',
+  'write pin of a read-only VM_PFNMAP page',
+];
+
+testProfile('5.4', MILESTONES, []);
