@@ -17,6 +17,7 @@ export type ServicePort = Pick<
   | 'read'
   | 'journal'
   | 'notifications'
+  | 'mmuNotifications'
   | 'sync'
   | 'differential'
   | 'readiness'

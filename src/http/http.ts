@@ -23,22 +23,36 @@ import {
 import { notFound, Paths } from './method-not-allowed.ts';
 import { Metrics } from './metrics.ts';
 import { Problem } from './problems.ts';
+import { accessRoutes } from './routes/accesses.ts';
 import { containerRoutes } from './routes/containers.ts';
 import { deviceRoutes } from './routes/devices.ts';
 import { differentialRoute } from './routes/differential.ts';
 import { dirtyPagesRoutes } from './routes/dirty-pages.ts';
 import { dmaRoutes } from './routes/dma.ts';
+import { exclusiveDeviceRoutes } from './routes/exclusive-devices.ts';
 import { faultRoutes } from './routes/faults.ts';
+import { fileRoutes } from './routes/files.ts';
 import { groupRoutes } from './routes/groups.ts';
 import { hostRoutes } from './routes/hosts.ts';
+import { lockRoutes } from './routes/locks.ts';
 import { lookingInRoutes } from './routes/looking-in.ts';
 import { memoryRoutes } from './routes/memory.ts';
+import { memoryOperationRoutes } from './routes/memory-operations.ts';
+import { mmRoutes } from './routes/mms.ts';
+import { mmuIntervalRoutes } from './routes/mmu-intervals.ts';
+import { mmuNotifierRoutes } from './routes/mmu-notifiers.ts';
 import { notifierRoutes } from './routes/notifiers.ts';
 import { operationRoutes } from './routes/operations.ts';
+import { pageOperationRoutes } from './routes/page-operations.ts';
 import { pageRoutes } from './routes/pages.ts';
 import { pinRoutes } from './routes/pins.ts';
 import { metricsRoute, openProcessRoutes } from './routes/process.ts';
 import { taskRoutes } from './routes/tasks.ts';
+import { vfioPciRoutes } from './routes/vfio-pci.ts';
+import { vfioPciAccessRoutes } from './routes/vfio-pci-accesses.ts';
+import { vfioPciGateRoutes } from './routes/vfio-pci-gate.ts';
+import { vhostDevRoutes } from './routes/vhost-devs.ts';
+import { vmRoutes } from './routes/vms.ts';
 import { schemaCompiler } from './validation.ts';
 
 /** Plain http is served, so nothing may ask for https; headers for browsers that nobody runs are left out. */
@@ -123,10 +137,24 @@ export async function buildHttp({ service, logger, apiToken }: HttpSettings): Pr
       groupRoutes,
       taskRoutes,
       memoryRoutes,
+      memoryOperationRoutes,
+      accessRoutes,
       pageRoutes,
+      pageOperationRoutes,
+      fileRoutes,
+      mmRoutes,
+      mmuNotifierRoutes,
+      mmuIntervalRoutes,
+      vmRoutes,
+      vhostDevRoutes,
+      vfioPciRoutes,
+      vfioPciGateRoutes,
+      vfioPciAccessRoutes,
+      exclusiveDeviceRoutes,
       operationRoutes,
       faultRoutes,
       lookingInRoutes,
+      lockRoutes,
       hostRoutes,
       differentialRoute,
     ])

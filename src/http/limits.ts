@@ -14,6 +14,8 @@ export const MAX_RANGES = 1024;
 export const MAX_FIXES = 64;
 /** Digits of a byte address: 64 bits have 20, leading zeros are harmless. */
 export const MAX_ADDRESS_DIGITS = 66;
+/** Things that one scripted callback does: a driver's callback on a page. */
+export const MAX_ACTIONS = 64;
 /** Items of one page of a list. */
 export const DEFAULT_PAGE = 1000;
 export const MAX_PAGE = 10_000;

@@ -71,6 +71,7 @@ function statusesOf(spec: AnySpec, method: string): number[] {
     for (const status of [400, 401, 503]) statuses.add(status);
     if (spec.params !== undefined && !(spec.does === 'host' && method === 'put')) statuses.add(404);
     if (spec.body !== undefined) for (const status of [413, 415]) statuses.add(status);
+    if (spec.does === 'command') statuses.add(410);
     if (spec.does === 'command' && method === 'post') statuses.add(422);
   }
   return [...statuses].sort((a, b) => a - b);
@@ -84,7 +85,7 @@ const STATUS_WORDS: Record<number, string> = {
   401: 'Missing or wrong token',
   404: 'Something that the path or the body names does not exist',
   409: 'Exists, busy, in the wrong state, or would deadlock',
-  410: 'The container died of an emulated BUG',
+  410: 'The container, or the whole host, died of an emulated BUG',
   413: 'The body is too large, or has more entries than the kernel takes',
   415: 'The body is not application/json',
   422: 'The emulated kernel refuses',
@@ -155,6 +156,21 @@ export function sharedComponents(): JsonObject {
       status,
       true,
     );
+  responses.Waiting = {
+    description:
+      'It waits, and the client prefers not to; or it is stopped, or waits for a lock, and only another request lets it go on',
+    headers: {
+      ...REQUEST_ID,
+      Location: header('Its operation'),
+      'Preference-Applied': header('respond-async, where it was preferred'),
+    },
+    content: {
+      'application/json': {
+        schema: schemaJson(Accepted),
+        examples: { waiting: { value: { ret: 0, ...operationExample } } },
+      },
+    },
+  };
   return { responses, headers: { RequestId: header("The request's id") } };
 }
 
@@ -189,17 +205,7 @@ export function responsesOf(spec: AnySpec, method: string): JsonObject {
     if (other === undefined) responses[status] = response;
     else Object.assign(other.content as JsonObject, response.content);
   }
-  if (spec.waits === true)
-    responses['202'] = {
-      description: 'It waits, and the client prefers not to',
-      headers: { ...REQUEST_ID, Location: header('Its operation'), 'Preference-Applied': header('respond-async') },
-      content: {
-        'application/json': {
-          schema: schemaJson(Accepted),
-          examples: { waiting: { value: { ret: 0, ...operationExample } } },
-        },
-      },
-    };
+  if (spec.waits === true) responses['202'] = { $ref: '#/components/responses/Waiting' };
   for (const status of statusesOf(spec, method)) responses[status] ??= problemResponse(spec, status);
   return responses;
 }

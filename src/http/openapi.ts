@@ -72,7 +72,7 @@ function hoistTitled(value: Json, schemas: JsonObject): Json {
   for (const [key, item] of Object.entries(value))
     copy[key] = key === 'value' || key === 'example' ? item : hoistTitled(item, schemas);
   const { title, ...schema } = copy;
-  if (typeof title !== 'string' || !('properties' in copy)) return copy;
+  if (typeof title !== 'string' || !('properties' in copy || 'anyOf' in copy || 'enum' in copy)) return copy;
   schemas[title] = schema;
   return { $ref: `#/components/schemas/${title}` };
 }
@@ -99,19 +99,22 @@ export function completeDocument(document: JsonObject): JsonObject {
   };
 }
 
-/** Moves the header parameters, which many operations read, to the components. */
+const inWords = (name: string): string[] =>
+  name.split(/[-_]/).map((word) => `${word.charAt(0).toUpperCase()}${word.slice(1)}`);
+
+/** Moves parameters to the components, where many operations share them; one that only shares a name stays where it is. */
 function hoistParameters(paths: JsonObject, parameters: JsonObject): JsonObject {
   for (const item of Object.values(paths) as JsonObject[])
     for (const operation of Object.values(item) as JsonObject[]) {
       const found = (operation.parameters ?? []) as JsonObject[];
       if (found.length === 0) continue;
       operation.parameters = found.map((parameter) => {
-        if (parameter.in !== 'header') return parameter;
-        const words = String(parameter.name)
-          .split('-')
-          .map((word) => `${word.charAt(0).toUpperCase()}${word.slice(1)}`);
-        const name = words.join('');
-        parameters[name] = { ...parameter, name: words.join('-') };
+        const words = inWords(String(parameter.name));
+        const isHeader = parameter.in === 'header';
+        const name = `${isHeader ? '' : inWords(String(parameter.in)).join('')}${words.join('')}`;
+        const shared = isHeader ? { ...parameter, name: words.join('-') } : parameter;
+        parameters[name] ??= shared;
+        if (JSON.stringify(parameters[name]) !== JSON.stringify(shared)) return parameter;
         return { $ref: `#/components/parameters/${name}` };
       });
     }
@@ -139,5 +142,18 @@ export const swaggerOptions: FastifyDynamicSwaggerOptions = {
     'openapiObject' in found ? (completeDocument(found.openapiObject as never) as never) : (found as never),
 };
 
-/** The document as it is committed. */
-export const documentText = (document: object): string => `${JSON.stringify(document, null, 2)}\n`;
+/** Columns of a line of the committed document. */
+const LINE = 300;
+
+/** The document as it is committed: what fits on one line is on one, so that the file stays small and a change of it readable. */
+export const documentText = (document: object): string => `${printed(document as Json, '')}\n`;
+
+function printed(value: Json, indent: string): string {
+  const flat = JSON.stringify(value);
+  if (value === null || typeof value !== 'object' || indent.length + flat.length <= LINE) return flat;
+  const inner = `${indent} `;
+  if (Array.isArray(value)) return `[\n${value.map((item) => inner + printed(item, inner)).join(',\n')}\n${indent}]`;
+  const fields = Object.entries(value).filter(([, field]) => field !== undefined);
+  const lines = fields.map(([key, field]) => `${inner}${JSON.stringify(key)}: ${printed(field, inner)}`);
+  return `{\n${lines.join(',\n')}\n${indent}}`;
+}

@@ -7,6 +7,9 @@ import { badField } from './problems.ts';
 /** A byte address or size that the schema has checked already. */
 export const u64 = (text: string): bigint => BigInt(text);
 
+/** The page that a byte address lies in. */
+export const pageOf = (address: bigint): number => Number(address >> 12n);
+
 /** The low 32 bits, as the kernel's interface takes a flags word. */
 export const u32 = (n: number): number => n >>> 0;
 

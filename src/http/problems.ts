@@ -120,6 +120,17 @@ export function problemOfErrno(
   };
 }
 
+/** EIO of a device that is there: a refusal like any other, where EIO else means that something has died. */
+export const problemOfIoError = (
+  detail: string,
+  instance: string,
+  extensions: Record<string, unknown> = {},
+): ProblemBody => ({
+  ...problemOfErrno('EIO', detail, instance, extensions),
+  title: 'I/O error',
+  status: 422,
+});
+
 export const violation = (errors: FieldError[], hint?: string): Problem =>
   new Problem('schema', errors.map((error) => `${error.in}: ${error.field} ${error.message}`).join('; '), {
     errors,

@@ -7,7 +7,7 @@ import type { Fields, Outcome, Refusal, Value } from '../kernel/outcome.ts';
 import { viewOperation } from '../kernel/view/host.ts';
 import { contextOf } from './context.ts';
 import { encodeCursor, type Json, type JsonFields, type Key, printed, printedFields } from './parse.ts';
-import { type ProblemBody, problemOfCause, problemOfErrno } from './problems.ts';
+import { type ProblemBody, problemOfCause, problemOfErrno, problemOfIoError } from './problems.ts';
 
 const hostOf = (request: FastifyRequest): string => (request.params as { host: string }).host;
 
@@ -38,15 +38,24 @@ async function accepted(
   id: string,
   seq: number,
 ): Promise<unknown> {
-  reply
-    .code(202)
-    .header('location', `/v1/hosts/${host}/operations/${id}`)
-    .header('preference-applied', 'respond-async');
+  reply.code(202).header('location', `/v1/hosts/${host}/operations/${id}`);
+  if (contextOf(request).respond_async) reply.header('preference-applied', 'respond-async');
   const shown = await showOperation(request, (state) => viewOperation(state, id)).catch(() => ({
     id,
     kind: id.replace(/-\d+$/, ''),
   }));
   return { ret: 0, ...shown, seq };
+}
+
+/** Lets a stopped operation go on and replies with it, as this command has left it; later commands may have gone further. */
+export async function submitStep(request: FastifyRequest, reply: FastifyReply, command: Command): Promise<unknown> {
+  const body = await submit(request, reply, command);
+  if (reply.statusCode !== 200 || reply.sent) return body;
+  const left = body as JsonFields;
+  const shown = await showOperation(request, (state) => viewOperation(state, String(left.id))).catch(() => left);
+  if (left.state === 'done') return { ...shown, ...left };
+  const { problem: _, ...running } = shown as JsonFields;
+  return { ...running, finished_seq: null, result: null, ...left };
 }
 
 /** A refusal of the emulated kernel as a problem. What the kernel fills in although it refuses stands beside it. */
@@ -59,6 +68,7 @@ export function refused(refusal: Refusal, op: string, instance: string, about: R
     ...(hint === undefined ? {} : { hint }),
     ...(left === undefined ? {} : printedFields(left)),
   };
+  if (refusal.io_error === true) return problemOfIoError(detail, instance, extensions);
   return errno === 'NOT_FOUND'
     ? problemOfCause('not-found', detail, instance, extensions)
     : problemOfErrno(errno, detail, instance, extensions);
@@ -75,6 +85,10 @@ export async function show(request: FastifyRequest, view: (host: Host) => Value)
   request.logged = { host, seq };
   return printed(value);
 }
+
+/** Looks at an object before a command about it; NoSuchObject is then a 404 that changes nothing. */
+export const look = async (request: FastifyRequest, view: (host: Host) => Fields): Promise<Fields> =>
+  (await request.server.service.read(hostOf(request), view)).value;
 
 /** Runs a view that returns one page of a list. */
 export async function showPage(
@@ -131,8 +145,12 @@ export async function showOperations(
 function operationBody(operation: Fields, profile: string): JsonFields {
   const { problem, ...rest } = printedFields(operation);
   if (problem === undefined) return rest;
-  const { errno, detail, ret: _, ...extensions } = problem as JsonFields;
-  const refusal = { errno: errno as Refusal['errno'], detail: String(detail) };
+  const { errno, detail, ret: _, io_error, ...extensions } = problem as JsonFields;
+  const refusal = {
+    errno: errno as Refusal['errno'],
+    detail: String(detail),
+    ...(io_error === true ? { io_error } : {}),
+  };
   const about = { profile, seq: rest.seq, ...extensions };
   return {
     ...rest,

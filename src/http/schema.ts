@@ -1,7 +1,8 @@
 // The vocabulary of the wire: ids, byte addresses, counts, flags, pages of lists. Every message is built from these.
 
 import Type, { type TObject, type TProperties, type TSchema } from 'typebox';
-import { DEFAULT_PAGE, MAX_ADDRESS_DIGITS, MAX_ARRAY, MAX_CURSOR, MAX_PAGE } from './limits.ts';
+import { PHASES, type Phase } from '../kernel/phase.ts';
+import { DEFAULT_PAGE, MAX_ADDRESS_DIGITS, MAX_ARRAY, MAX_CURSOR, MAX_NOTIFICATION_ID, MAX_PAGE } from './limits.ts';
 
 export const ID_PATTERN = '^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$';
 export const MAX_PFN = 2 ** 52 - 1;
@@ -15,6 +16,13 @@ export const closed = <P extends TProperties>(properties: P, options: Record<str
 
 export const Id = (description: string, example: string) =>
   Type.String({ pattern: ID_PATTERN, description, examples: [example] });
+
+/** A notification of either kind, or an operation: both are made as `<what>-<n>`. */
+export const NotificationId = Type.String({
+  pattern: '^[a-zA-Z0-9][a-zA-Z0-9._-]*$',
+  maxLength: MAX_NOTIFICATION_ID,
+  description: 'Notification or operation',
+});
 
 /** A byte address or size in a request: hex in either case, or decimal; 0 .. 2^64 - 1. */
 export const U64 = (description: string) =>
@@ -106,6 +114,19 @@ export const ReplyOf = <P extends TProperties>(fields: P, options: Record<string
     options,
   );
 
+/** Where an operation of the memory side stops. */
+export const StopAt = Type.Optional(
+  Type.Unsafe<Phase>({
+    title: 'StopAt',
+    type: 'string',
+    enum: [...PHASES],
+    description: 'Phase at which it stops next; the reply is then 202 with the operation',
+  }),
+);
+
+/** Who makes a call that belongs to no task: its locks count. */
+export const Caller = Type.Optional(Id('Task that makes the call, with the locks that it holds', 'qemu'));
+
 /** Path parameters; each names an object of the default host in its example. */
 export const Path = {
   host: Id('Host: one emulated Linux machine', 'default'),
@@ -115,4 +136,23 @@ export const Path = {
   device: Id('Mediated device', 'mdev0'),
   notifier: Id('Notifier', 'n0'),
   fault: Id('Fault rule', 'f0'),
+  pfn: Type.Integer({ minimum: 0, maximum: MAX_PFN, description: 'Host page frame number', examples: [100] }),
+  gup: Id('Pages that were got with get_user_pages()', 'g1'),
+  file: Id('File', 'f1'),
+  mm: Id('Address space', 'mm-1'),
+  mmuNotifier: Id('Notifier of an mm', 'n1'),
+  vm: Id('Virtual machine', 'vm0'),
+  slot: Type.Integer({ minimum: 0, maximum: INT_MAX, description: 'Memslot', examples: [0] }),
+  vhostDev: Id('vhost device', 'v0'),
+  vq: Type.Integer({ minimum: 0, maximum: INT_MAX, description: 'Virtqueue', examples: [0] }),
+  exclusiveDevice: Id('Device that can have pages to itself', 'gpu0'),
+  grant: Id('Grant of such a device', 'g0'),
+  pci: Id('vfio-pci device', 'nic0'),
+  ioeventfd: Id('ioeventfd of a vfio-pci device', 'kick0'),
+  region: Type.Integer({
+    minimum: 0,
+    maximum: INT_MAX,
+    description: 'Region: 0 to 5 a BAR, 6 the ROM, 8 VGA',
+    examples: [0],
+  }),
 };

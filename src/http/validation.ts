@@ -102,7 +102,8 @@ function meantBranch(branches: ErrorObject[][], union: ErrorObject): ErrorObject
   const depth = union.instancePath.split('/').length;
   const isOther = (error: ErrorObject): boolean =>
     (error.keyword === 'type' && error.instancePath === union.instancePath) ||
-    (error.keyword === 'const' && error.instancePath.split('/').length <= depth + 1);
+    (error.instancePath.split('/').length <= depth + 1 &&
+      (error.keyword === 'const' || (error.keyword === 'enum' && isTakenElsewhere(error, branches))));
   const meant = branches.filter((branch) => !branch.some(isOther));
   if (meant.length > 0) {
     const least = Math.min(...meant.map((branch) => distance(branch, union)));
@@ -121,6 +122,16 @@ function meantBranch(branches: ErrorObject[][], union: ErrorObject): ErrorObject
       keyword: typed.keyword === 'type' ? 'type' : 'union',
     },
   ];
+}
+
+/** Whether another branch has the field, and takes its value. One that wants no object at all does not have it. */
+function isTakenElsewhere({ instancePath }: ErrorObject, branches: ErrorObject[][]): boolean {
+  const field = instancePath.split('/').at(-1);
+  const isAgainst = (error: ErrorObject): boolean =>
+    error.instancePath === instancePath ||
+    error.params.additionalProperty === field ||
+    (error.keyword === 'type' && instancePath.startsWith(`${error.instancePath}/`));
+  return branches.some((branch) => !branch.some(isAgainst));
 }
 
 /** How far a value is from a branch: other fields than the branch has count more than wrong values in its fields. */

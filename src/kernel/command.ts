@@ -1,7 +1,11 @@
 // The commands that a host executes: everything that changes it, as plain data. A journal row is one of these.
 // Byte addresses and byte sizes are bigint (0 .. 2^64 - 1, checked at the edge); counts and page frame numbers are numbers.
 
+import type { ConsumerCommand } from './consumers.ts';
 import type { FaultPoint } from './fault-rule.ts';
+import type { MmuEvent } from './mm/mmu-notifier/range.ts';
+import type { CallbackName, Handler } from './mm/mmu-notifier/subscriptions.ts';
+import type { Phase } from './phase.ts';
 
 /** What a host is made from. Every field is set; defaults are applied where a host is created. */
 export interface HostOptions {
@@ -35,10 +39,12 @@ export interface AddressRange {
   last: bigint;
 }
 
+export type Advice = 'DONTNEED' | 'FREE' | 'DONTFORK' | 'DOFORK' | 'WIPEONFORK' | 'KEEPONFORK';
+
 /** mdev: devices without an IOMMU of their own. iommu: devices behind one. noiommu: devices that lack one and are handed out all the same. */
 export type GroupKind = 'mdev' | 'iommu' | 'noiommu';
 
-export type PageKind = 'normal' | 'reserved' | 'zero' | 'device';
+export type PageKind = 'normal' | 'reserved' | 'zero' | 'device' | 'zone_device';
 
 export type BuiltinBehavior =
   | 'unpin_all'
@@ -78,6 +84,7 @@ export const DIRTY_PAGES_STOP = 2;
 export const DIRTY_PAGES_GET_BITMAP = 4;
 
 export type Command =
+  | ConsumerCommand
   | { op: 'patch_host'; dma_entry_limit?: number; notifier_timeout_ms?: number; ttl_s?: number | null }
   // tasks and memory
   | {
@@ -95,14 +102,68 @@ export type Command =
       cap_ipc_lock?: boolean;
       cap_sys_rawio?: boolean;
     }
-  | { op: 'mmap'; task: string; addr: bigint; length: bigint; prot: number; backing: Backing; noreplace: boolean }
-  | { op: 'munmap'; task: string; addr: bigint; length: bigint }
-  | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number }
+  | {
+      op: 'mmap';
+      task: string;
+      addr: bigint;
+      length: bigint;
+      prot: number;
+      backing: Backing;
+      noreplace: boolean;
+      stop_at?: Phase;
+    }
+  | { op: 'munmap'; task: string; addr: bigint; length: bigint; stop_at?: Phase }
+  /** MREMAP_MAYMOVE | MREMAP_FIXED. */
+  | {
+      op: 'mremap';
+      task: string;
+      addr: bigint;
+      old_length: bigint;
+      new_length: bigint;
+      new_addr: bigint;
+      stop_at?: Phase;
+    }
+  | { op: 'madvise'; task: string; addr: bigint; length: bigint; advice: Advice; stop_at?: Phase }
+  | { op: 'mlock'; task: string; addr: bigint; length: bigint; lock: boolean }
+  | { op: 'clear_soft_dirty'; task: string; stop_at?: Phase }
+  | { op: 'oom_reap'; task: string; stop_at?: Phase }
+  /** A signal arrives; it stays pending. */
+  | { op: 'signal'; task: string; fatal: boolean }
+  /** flags: FAULT_FLAG_* of its fault. length (a read) or base64 data (a write): bytes that are moved; neither: one is touched. */
+  | {
+      op: 'access';
+      task: string;
+      addr: bigint;
+      write: boolean;
+      flags?: number;
+      length?: number;
+      data?: string;
+      stop_at?: Phase;
+    }
+  | { op: 'mprotect'; task: string; addr: bigint; length: bigint; prot: number; stop_at?: Phase }
   /** thread_only: a leader alone, its other threads live on. */
-  | { op: 'exit'; task: string; thread_only?: boolean }
+  | { op: 'exit'; task: string; thread_only?: boolean; stop_at?: Phase }
+  /** Makes the task `child`. */
+  | { op: 'fork'; task: string; child: string; stop_at?: Phase }
   | { op: 'exec'; task: string }
+  /** flags: FOLL_*; gup: the id of the references. */
+  | { op: 'gup'; task: string; addr: bigint; npage: number; flags: number; gup?: string; stop_at?: Phase }
+  /** task: who gives them back, with the locks that it holds. */
+  | { op: 'put_gup'; gup: string; dirty: 'no' | 'set_page_dirty' | 'set_page_dirty_lock'; task?: string }
   | { op: 'adjust_locked_vm'; task: string; delta: number }
   | { op: 'put_page'; pfn: number; kind: PageKind }
+  // files and pages
+  | { op: 'put_file'; file: string; size: bigint }
+  | { op: 'truncate'; file: string; size: bigint; stop_at?: Phase }
+  | { op: 'punch_hole'; file: string; offset: bigint; length: bigint; stop_at?: Phase }
+  | { op: 'ksm_merge'; task: string; addr: bigint; with: { task: string; addr: bigint }; stop_at?: Phase }
+  | { op: 'mkclean'; pfn: number; stop_at?: Phase }
+  | { op: 'reclaim'; pfn: number; stop_at?: Phase }
+  | { op: 'migrate'; pfn: number; stop_at?: Phase }
+  | { op: 'migrate_vma'; task: string; addr: bigint; length: bigint; owner: string; stop_at?: Phase }
+  /** lock: `mutex:<name>` or `page_lock:<pfn>`; held until the task releases it or exits. */
+  | { op: 'lock'; task: string; lock: string; stop_at?: Phase }
+  | { op: 'unlock'; task: string; lock: string }
   | { op: 'put_page_contents'; contents: PageContents }
   // containers, groups, devices
   | { op: 'put_container'; container: string }
@@ -176,12 +237,92 @@ export type Command =
       reason: 'ack' | 'webhook_failed' | 'slow_builtin';
       detail: string | null;
     }
+  /** The handler of an mmu notifier has returned: 0 or a negative errno; 0 or 1 where the callback answers yes or no. */
+  | {
+      op: 'ack_mmu_notification';
+      mm?: string;
+      notification: string;
+      ret: number;
+      reason: 'ack' | 'webhook_failed';
+      detail: string | null;
+    }
+  /** Of either kind of notification. */
   | { op: 'notification_timeout'; notification: string }
   /** A fatal signal for the thread that sleeps in an operation. */
   | { op: 'kill_operation'; operation: string }
+  /** A stopped operation goes on: to its next phase, or to its end or \`stop_at\`. */
+  | { op: 'step_operation'; operation: string }
+  | { op: 'resume_operation'; operation: string; stop_at?: Phase }
+  // subscribers of an mm's invalidations; `task` runs the call with the locks that it holds
+  /** interrupted: a signal is pending while all rmap locks are taken. */
+  | {
+      op: 'register_mmu_notifier';
+      mm: string;
+      id?: string;
+      callbacks: CallbackName[];
+      handler: Handler;
+      interrupted?: boolean;
+      task?: string;
+    }
+  | { op: 'unregister_mmu_notifier'; id: string; task?: string }
+  /** id: what alloc_notifier makes, if it is called. */
+  | {
+      op: 'get_mmu_notifier';
+      mm: string;
+      ops: string;
+      id?: string;
+      callbacks: CallbackName[];
+      handler: Handler;
+      interrupted?: boolean;
+      alloc_fails?: boolean;
+      task?: string;
+    }
+  | { op: 'put_mmu_notifier'; mm?: string; id: string; task?: string }
+  | {
+      op: 'insert_interval_notifier';
+      mm: string;
+      id?: string;
+      start: bigint;
+      length: bigint;
+      handler: Handler;
+      task?: string;
+    }
+  | { op: 'remove_interval_notifier'; id: string; task?: string }
+  | { op: 'interval_read_begin'; mm?: string; id: string; task?: string }
+  | { op: 'interval_read_retry'; mm?: string; id: string; sequence: number }
+  | { op: 'interval_check_retry'; mm?: string; id: string; sequence: number }
+  | { op: 'interval_set_seq'; mm?: string; id: string; sequence: number }
+  | { op: 'map_secondary'; mm?: string; id: string; addr: bigint; writable: boolean; task?: string }
+  | { op: 'unmap_secondary'; mm?: string; id: string; addr: bigint }
+  /** A start and its end around nothing. */
+  | {
+      op: 'invalidate';
+      mm: string;
+      start: bigint;
+      end: bigint;
+      event: MmuEvent;
+      blockable: boolean;
+      owner?: string | null;
+      only_end?: boolean;
+      stop_at?: Phase;
+      task?: string;
+    }
+  /** One callback under the page-table lock, of every notifier that has it; end: one page where it is absent. */
+  | { op: 'mmu_call'; mm: string; callback: MmuCall; start: bigint; end?: bigint; task?: string }
   // failures to come
   | { op: 'put_fault'; fault: string; point: FaultPoint; call: Op; nth: number }
   | { op: 'delete_fault'; fault: string };
+
+/** Callbacks that are called under the page-table lock. */
+export const MMU_CALLS = [
+  'invalidate_range',
+  'arch_invalidate_secondary_tlbs',
+  'clear_flush_young',
+  'clear_young',
+  'test_young',
+  'change_pte',
+] as const;
+export type MmuCall = (typeof MMU_CALLS)[number];
 
 export type Op = Command['op'];
 

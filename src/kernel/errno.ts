@@ -1,5 +1,7 @@
 // Models include/uapi/asm-generic/errno-base.h and errno.h: one value per errno, thrown as an Errno.
 
+import type { Fields } from './outcome.ts';
+
 export const ERRNO = {
   EPERM: 1,
   ENOENT: 2,
@@ -33,7 +35,9 @@ export interface ErrnoExtra {
   /** Index of the array entry that was refused. */
   at_index?: number;
   /** Fields of the reply that the kernel fills in even when it refuses (phys_pfn, events_left). */
-  left?: { [key: string]: null | boolean | number | bigint | string | number[] };
+  left?: Fields;
+  /** EIO of a device that is there, not of a host or a container that has died. */
+  io_error?: true;
 }
 
 /** A refusal of the emulated kernel. `detail` names the operand, the limit and the current value. */

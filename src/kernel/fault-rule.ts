@@ -6,8 +6,23 @@ import type { Host } from './host.ts';
 import { MAX_FAULTS } from './limits.ts';
 import type { Done } from './outcome.ts';
 
-/** `record_alloc`: the allocation of a vfio_pfn fails. `charge`: a fatal signal arrives while locked_vm's lock is waited for. */
-export type FaultPoint = 'record_alloc' | 'charge';
+/**
+ * `record_alloc`: the allocation of a vfio_pfn fails. `charge`: a fatal signal arrives while locked_vm's lock is waited for.
+ * `subscriptions_alloc`: the allocation of an mm's notifier_subscriptions fails.
+ * Of vfio-pci: `vma_list_alloc`: no memory for an entry of vma_list; `request_regions`: somebody else has the BARs; `iomap`,
+ * `map_rom`: they cannot be mapped; `config_write`: the write does not reach the device.
+ */
+export const FAULT_POINTS = [
+  'record_alloc',
+  'charge',
+  'subscriptions_alloc',
+  'vma_list_alloc',
+  'request_regions',
+  'iomap',
+  'map_rom',
+  'config_write',
+] as const;
+export type FaultPoint = (typeof FAULT_POINTS)[number];
 
 /** Holds for the next call of one operation, and is gone after it, met or not. */
 export interface FaultRule {

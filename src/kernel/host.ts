@@ -1,13 +1,20 @@
 // One emulated Linux machine: all of its state, as data. Nothing outside this object influences what a command does.
 
 import type { Call, HostOptions } from './command.ts';
+import { type Counters, countersOf } from './command-trace.ts';
+import { type ConsumerStates, newConsumerStates } from './consumers.ts';
 import { type FaultRule, takeFaults } from './fault-rule.ts';
 import { Log } from './lib/log.ts';
-import { KEPT_DMESG, KEPT_TRACE } from './limits.ts';
+import { KEPT_DMESG, KEPT_TRACE, KEPT_VIOLATIONS } from './limits.ts';
+import type { Lock, LockId } from './lock.ts';
+import { type Lockdep, newLockdep } from './lockdep.ts';
 import { Mm } from './mm/mm.ts';
 import type { Operation } from './operation.ts';
 import { type Profile, profileWith } from './profile.ts';
+import type { Step } from './steps.ts';
+import type { ThreadOperation } from './thread.ts';
 import { Vfio } from './vfio/vfio.ts';
+import type { Violation } from './violation.ts';
 
 export interface DmesgEntry {
   /** Own counter of the kernel log, from 1. */
@@ -30,11 +37,11 @@ export interface TraceEntry {
   seq: number;
   at: number;
   request_id: string;
-  /** What happened: 'operation', 'phase', 'notify', 'notify_return', 'lock'. */
+  /** What happened; docs/reference/trace.md has a section for each. */
   event: string;
   /** The operation or command it belongs to. */
   op: string;
-  [field: string]: string | number | boolean | bigint | null;
+  [field: string]: string | number | boolean | bigint | null | string[];
 }
 
 export interface Bug {
@@ -52,6 +59,12 @@ export class Host {
   readonly operations = new Map<string, Operation>();
   dmesg = new Log<DmesgEntry>(KEPT_DMESG);
   trace = new Log<TraceEntry>(KEPT_TRACE);
+  violations = new Log<Violation>(KEPT_VIOLATIONS);
+  /** Locks that are held or waited for between two commands. */
+  readonly locks = new Map<LockId, Lock>();
+  lockdep: Lockdep = newLockdep();
+  /** What each consumer of the memory knows. */
+  consumers: ConsumerStates = newConsumerStates();
   /** Failures that a later call is to meet, by id. */
   readonly faults = new Map<string, FaultRule>();
   /** The BUG of mm that killed the whole host. */
@@ -63,6 +76,14 @@ export class Host {
   started: Operation[] = [];
   finished: string[] = [];
   emitted: string[] = [];
+  /** Threads that can go on, in the order in which they became able to. */
+  runnable: ThreadOperation[] = [];
+  /** What the opening of new areas takes, before the thread that made them goes on. */
+  opened: Step[] = [];
+  /** Operations that this call left stopped, or waiting for a lock. */
+  detached: string[] = [];
+  /** Counters as the trace has shown them; null: made from the host as it is at the next command. */
+  counters: Counters | null = null;
   /** The rules that hold for the call that is being executed, each with the attempts it has still to let pass. */
   failing: { point: FaultRule['point']; left: number }[] = [];
 
@@ -91,6 +112,9 @@ export class Host {
     this.started = [];
     this.finished = [];
     this.emitted = [];
+    this.opened = [];
+    this.detached = [];
+    this.counters ??= countersOf(this);
     this.failing = takeFaults(this.faults, call.command);
     this.vfio.setVersion(this.seq);
   }
@@ -145,7 +169,7 @@ export function trace(
   host: Host,
   event: string,
   op: string,
-  fields: Record<string, string | number | boolean | bigint | null> = {},
+  fields: Record<string, string | number | boolean | bigint | null | string[]> = {},
 ): void {
   const { at, request_id } = host.call;
   host.trace.append({ n: 0, seq: host.seq, at, request_id, event, op, ...fields }, host.seq);

@@ -1,10 +1,13 @@
 // What must hold of a host after every command, recomputed from scratch: nothing here trusts a counter it can count itself.
 
+import { checkConsumers, consumerPins } from './consumers.ts';
 import type { Host } from './host.ts';
 import { checkRbTree } from './lib/rbtree.ts';
 import { printRange } from './lib/u64.ts';
 import { checkMm } from './mm/check.ts';
+import { FOLL_PIN } from './mm/gup-flags.ts';
 import { isInvalidOrReserved } from './mm/page.ts';
+import { containerUserOf } from './operation.ts';
 import type { Container } from './vfio/container.ts';
 import { mappingsOf, type VfioDma } from './vfio/dma.ts';
 import { chargeOf } from './vfio/domain.ts';
@@ -32,7 +35,7 @@ export function violations(host: Host): string[] {
   checkPins(host, say);
   checkCharges(host, say);
   checkOperations(host, say);
-  return [...found, ...checkMm(host)];
+  return [...found, ...checkMm(host), ...checkConsumers(host)];
 }
 
 function checkIommu(
@@ -138,9 +141,10 @@ function checkMapped(host: Host, iommu: Iommu, dma: VfioDma, say: (text: string)
 function checkUsers(host: Host, say: (text: string) => void): void {
   const { groups, containers, devices } = host.vfio;
   const waiting = new Map<string, number>();
-  for (const { kind, state, locals } of host.operations.values())
-    if (kind !== 'unmap_dma' && kind !== 'set_container' && state !== 'done')
-      waiting.set(locals.group, (waiting.get(locals.group) ?? 0) + 1);
+  for (const operation of host.operations.values()) {
+    const user = containerUserOf(operation);
+    if (user !== null && operation.state !== 'done') waiting.set(user, (waiting.get(user) ?? 0) + 1);
+  }
   for (const group of groups.values()) {
     const open = group.devices.reduce((sum, id) => sum + (devices.get(id)?.open_count ?? 0), 0);
     const users = open + (waiting.get(group.id) ?? 0) + (group.container !== null && group.fd_open ? 1 : 0);
@@ -167,6 +171,9 @@ function checkPins(host: Host, say: (text: string) => void): void {
     }
   }
   for (const mapping of leaked) for (const pfn of mapping.pfns) count(pfn);
+  for (const pfn of consumerPins(host)) count(pfn);
+  for (const { pfns: held, flags } of host.mm.gups.values())
+    if ((flags & FOLL_PIN) !== 0) for (const pfn of held) count(pfn);
   for (const [pfn, pins] of expected)
     if (!isInvalidOrReserved(host, pfn) && host.mm.pages.pinCount(pfn) !== pins)
       say(`page ${pfn}: pin_count ${host.mm.pages.pinCount(pfn)}, ${pins} records and mapped iovas`);

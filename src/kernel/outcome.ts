@@ -1,5 +1,6 @@
 // What executing a command gives back: plain data, from which the HTTP reply, the journal digest and the deliveries follow.
 
+import type { Delivery } from './command.ts';
 import { ERRNO, Errno, type ErrnoName, NoSuchObject } from './errno.ts';
 
 /** A value of a reply. Every bigint is a byte address or a byte size and is printed as hex; every number is a count. */
@@ -14,6 +15,8 @@ export interface Refusal {
   at_index?: number;
   /** Fields that the kernel fills in even when it refuses. */
   left?: Fields;
+  /** EIO of a device that is there, not of a host or a container that has died. */
+  io_error?: true;
 }
 
 /** A notifier call that waits for its handler: exactly what a client sees, plus how it is delivered. */
@@ -31,6 +34,34 @@ export interface Notification {
   seq: number;
 }
 
+/** A callback of an mmu notifier that waits for its handler: exactly what a client sees. */
+export interface MmuNotification {
+  id: string;
+  mm: string;
+  notifier: string;
+  callback: string;
+  event: string | null;
+  /** First byte, and one past the last; null where the callback is about no range. */
+  start: bigint | null;
+  end: bigint | null;
+  /** Whether the callback may sleep. */
+  blockable: boolean;
+  owner: string | null;
+  /** For `invalidate`: the sequence to store. */
+  cur_seq: number | null;
+  /** For `change_pte`: the new page. */
+  pfn: number | null;
+  /** Position in the journal of the command that emitted it. */
+  seq: number;
+}
+
+export interface PendingMmuNotification {
+  notification: MmuNotification;
+  delivery: Exclude<Delivery, { kind: 'builtin' }>;
+  /** The operation that waits in the callback. */
+  operation: string;
+}
+
 export interface Outcome {
   /** The kernel's return value: 0 or a count; negative errno for a refusal; 0 while an operation is parked. */
   ret: number;
@@ -42,6 +73,8 @@ export interface Outcome {
   parked?: string;
   /** Operations that finished while this command ran, in order. Their outcomes are in the host's operation table. */
   finished: string[];
+  /** Operations that this command left stopped, or waiting for a lock: only another request lets them go on. */
+  detached?: string[];
   /** Notifications that were emitted by this command and wait for an answer, in order. */
   emitted: string[];
 }
@@ -60,10 +93,11 @@ export function refusalOf(error: unknown): { ret: number; fields: Fields; refusa
   if (error instanceof NoSuchObject)
     return { ret: -ERRNO.ENOENT, fields: {}, refusal: { errno: 'NOT_FOUND', detail: error.message } };
   if (!(error instanceof Errno)) throw error;
-  const { hint, at_index, left } = error.extra;
+  const { hint, at_index, left, io_error } = error.extra;
   const refusal: Refusal = { errno: error.errno, detail: error.message };
   if (hint !== undefined) refusal.hint = hint;
   if (at_index !== undefined) refusal.at_index = at_index;
   if (left !== undefined) refusal.left = left;
+  if (io_error !== undefined) refusal.io_error = io_error;
   return { ret: -ERRNO[error.errno], fields: {}, refusal };
 }

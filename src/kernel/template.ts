@@ -2,7 +2,7 @@
 
 import { READ, WRITE } from './command.ts';
 import type { Host } from './host.ts';
-import { mmap } from './mm/mmap.ts';
+import { mmapAtBoot } from './mm/mmap.ts';
 import { putTask } from './mm/task.ts';
 import { putContainer, setIommu } from './vfio/container.ts';
 import { openDevice, putDevice } from './vfio/device.ts';
@@ -14,7 +14,7 @@ const GIB = 2n ** 30n;
 export function applyTemplate(host: Host): void {
   if (host.options.template === 'empty') return;
   putTask(host, { op: 'put_task', task: 'qemu', rlimit_memlock: GIB, cap_ipc_lock: false, thread_of: null });
-  mmap(host, {
+  mmapAtBoot(host, {
     op: 'mmap',
     task: 'qemu',
     addr: 0x7f0000000000n,

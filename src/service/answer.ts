@@ -19,7 +19,7 @@ export interface Answer {
   seq: number;
   /** Of the command, or of the operation once it finished. */
   outcome: Outcome;
-  /** Set when answered early because of respond_async. */
+  /** Set when answered before the operation's end: because of respond_async, or because only another request lets it go on. */
   operation: string | null;
   /** The first reply to an earlier request with the same idempotency key. */
   replayed: boolean;
@@ -36,8 +36,20 @@ export function answerOf(host: Host, operation: Operation): Answer | null {
   return outcome === null ? null : { seq, outcome, operation: null, replayed: false, request_id, profile };
 }
 
+/** The answer that a client gets whose operation is stopped, or waits for a lock: the operation itself. */
+export function detachedAnswer(host: Host, { id, seq, request_id }: Operation): Answer {
+  const outcome: Outcome = { ret: 0, fields: {}, parked: id, finished: [], emitted: [] };
+  return { seq, outcome, operation: id, replayed: false, request_id, profile: host.profile.name };
+}
+
+/** What the clients of operations that the last command finished or detached are answered with. */
+export function endingsOf(host: Host, { finished, detached = [] }: Outcome): { id: string; answer: Answer }[] {
+  const stopped = detached.map((id) => ({ id, answer: detachedAnswer(host, host.operations.get(id) as Operation) }));
+  return [...answersOf(host, finished), ...stopped];
+}
+
 /** The answers of the operations that the last command finished. Throws where an id has no outcome: a defect of the kernel. */
-export function answersOf(host: Host, finished: readonly string[]): { id: string; answer: Answer }[] {
+function answersOf(host: Host, finished: readonly string[]): { id: string; answer: Answer }[] {
   return finished.map((id) => {
     const operation = host.operations.get(id);
     const answer = operation === undefined ? null : answerOf(host, operation);

@@ -88,10 +88,11 @@ function strippedFields(fields: Record<string, unknown>): Record<string, unknown
  * Left out: `detail` and `hint`, whose wording may be improved without a change of semantics.
  */
 export function digestOf(outcome: Outcome): Uint8Array {
-  const { ret, created, fields, refusal, parked, finished, emitted } = outcome;
+  const { ret, created, fields, refusal, parked, finished, emitted, detached } = outcome;
   const refused =
     refusal === undefined ? null : [refusal.errno, refusal.at_index ?? null, canonical(refusal.left ?? null)];
   const form = [ret, created ?? null, canonical(fields), refused, parked ?? null, finished, emitted];
+  if (detached !== undefined) form.push(detached);
   return createHash('sha256').update(cbor.encode(form)).digest().subarray(0, 16);
 }
 

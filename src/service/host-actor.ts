@@ -3,8 +3,9 @@
 import type { Call, Command } from '../kernel/command.ts';
 import { execute } from '../kernel/execute.ts';
 import type { Host } from '../kernel/host.ts';
-import type { Notification, Outcome } from '../kernel/outcome.ts';
-import { type Answer, answerOf, answersOf, type RequestContext } from './answer.ts';
+import { isDetached } from '../kernel/operation.ts';
+import type { MmuNotification, Notification, Outcome } from '../kernel/outcome.ts';
+import { type Answer, answerOf, detachedAnswer, endingsOf, type RequestContext } from './answer.ts';
 import type { Clock } from './clock.ts';
 import { asStored, digestOf, encodeAnswer, encodeCall } from './codec.ts';
 import type { Committer } from './committer.ts';
@@ -33,7 +34,7 @@ export interface Surroundings {
 
 interface Executed {
   answer: Answer;
-  /** Operations that the command finished. */
+  /** Operations that the command finished, or left where only another request lets them go on. */
   ended: { id: string; answer: Answer }[];
   idempotency: IdempotencyRow[];
   journal: JournalRow;
@@ -97,7 +98,8 @@ export class HostActor {
   }
 
   /**
-   * Executes a command, commits it, and waits for the operation it parked unless the client wants to hear of that at once.
+   * Executes a command, commits it, and waits for the operation it parked, unless the client wants to hear of that at once or
+   * only another request lets it go on.
    * Also a client that hangs up has its command executed: nothing here looks at the connection.
    */
   submit(command: Command, context: RequestContext): Promise<Answer> {
@@ -114,7 +116,7 @@ export class HostActor {
     const call: Call = asStored({ at: this.around.clock.now(), request_id, notification, command });
     const { answer, durable } = this.execute(call, idempotency, respond_async);
     const { parked } = answer.outcome;
-    if (parked === undefined || respond_async) {
+    if (parked === undefined || answer.operation !== null) {
       await durable;
       return answer;
     }
@@ -159,12 +161,13 @@ export class HostActor {
   private executeOrBreak(call: Call, key: Key | null, respond_async: boolean): Executed {
     try {
       const outcome = execute(this.host, call);
-      const early = respond_async ? (outcome.parked ?? null) : null;
+      const { parked = null, detached = [] } = outcome;
+      const early = parked !== null && (respond_async || detached.includes(parked)) ? parked : null;
       const { seq } = this.host;
       const { request_id } = call;
       const profile = this.host.profile.name;
       const answer: Answer = { seq, outcome, operation: early, replayed: false, request_id, profile };
-      const ended = answersOf(this.host, outcome.finished);
+      const ended = endingsOf(this.host, outcome);
       const idempotency = key === null ? [] : [this.keyRow(key, answer)];
       for (const row of idempotency) this.keys.expect(row);
       for (const { id, answer: end } of ended) {
@@ -257,6 +260,12 @@ export class HostActor {
     return this.delivery.poll(device, wait_ms, signal);
   }
 
+  /** The same for the callbacks of an mm's notifiers. */
+  mmuNotifications(mm: string, wait_ms: number, signal: AbortSignal): Promise<MmuNotification[]> {
+    this.requireLive();
+    return this.delivery.pollCallbacks(mm, wait_ms, signal);
+  }
+
   private requireLive(): void {
     if (this.closed !== null) throw this.closed;
   }
@@ -276,6 +285,8 @@ export class HostActor {
     if (operation === undefined)
       return Promise.reject(new HostUnavailable(this.id, 'recovering', `operation ${id} has just ended: ask again`));
     const answer = answerOf(this.host, operation);
+    if (isDetached(operation))
+      return this.commits.until(this.host.seq).then(() => detachedAnswer(this.host, operation));
     const durable = operation.finished_seq !== null && operation.finished_seq <= this.commits.committed;
     return answer !== null && durable ? Promise.resolve(answer) : this.operations.until(id);
   }

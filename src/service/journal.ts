@@ -30,6 +30,7 @@ function hideSecret(command: Command): void {
   const hasNotifier = command.op === 'register_notifier' || command.op === 'put_device_in_container';
   const delivery = hasNotifier ? command.notifier?.delivery : undefined;
   if (delivery?.kind === 'webhook') delivery.secret = '(hidden)';
+  if ('handler' in command && command.handler.kind === 'webhook') command.handler.secret = '(hidden)';
 }
 
 /**

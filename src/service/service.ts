@@ -3,7 +3,7 @@
 import type { Command, HostOptions } from '../kernel/command.ts';
 import { createHost } from '../kernel/execute.ts';
 import type { Host } from '../kernel/host.ts';
-import type { Notification } from '../kernel/outcome.ts';
+import type { MmuNotification, Notification } from '../kernel/outcome.ts';
 import type { Answer, RequestContext } from './answer.ts';
 import { type CheckpointSettings, defaultCheckpoints } from './checkpointer.ts';
 import { type Clock, systemClock } from './clock.ts';
@@ -176,6 +176,11 @@ export class Service {
   /** Long poll: the device's unanswered poll notifications as soon as there is one; [] after wait_ms. */
   notifications(host: string, device: string, wait_ms: number, signal: AbortSignal): Promise<Notification[]> {
     return this.onHost(host, ({ actor }) => actor.notifications(device, wait_ms, signal));
+  }
+
+  /** Long poll: the unanswered callbacks of an mm's notifiers that clients fetch. */
+  mmuNotifications(host: string, mm: string, wait_ms: number, signal: AbortSignal): Promise<MmuNotification[]> {
+    return this.onHost(host, ({ actor }) => actor.mmuNotifications(mm, wait_ms, signal));
   }
 
   /** Runs a host's journal, or commands that the client brings, under several profiles. No host is made or changed. */

@@ -3,9 +3,6 @@
 import type { LookupFunction } from 'node:net';
 import { Webhook } from 'standardwebhooks';
 import { Agent, type Dispatcher, request } from 'undici';
-import { hex } from '../kernel/lib/u64.ts';
-import type { Notification } from '../kernel/outcome.ts';
-import { NOTIFY_OK } from '../kernel/vfio/notifier.ts';
 import type { Clock } from './clock.ts';
 import {
   MAX_FAILURE_DETAIL,
@@ -13,7 +10,6 @@ import {
   MAX_WEBHOOK_HEADER_BYTES,
   MAX_WEBHOOK_RESPONSE_BYTES,
 } from './limits.ts';
-import { notifyReturnOf } from './notify-return.ts';
 import type { Address, WebhookPolicy } from './webhook-policy.ts';
 
 export interface WebhookMessage {
@@ -21,7 +17,12 @@ export interface WebhookMessage {
   secret: string;
   /** Unique over all hosts and the same on every delivery of a notification; without a dot, which the signature separates by. */
   id: string;
-  notification: Notification;
+  /** As the HTTP contract prints it. */
+  body: object;
+  /** The kernel's number for a `ret` of the response; null where it is none. */
+  retOf: (ret: unknown) => number | null;
+  /** What an empty response means. */
+  empty: number;
 }
 
 /** What the handler answered, or why it counts as one that returned without unpinning. */
@@ -69,12 +70,13 @@ export class WebhookSender {
     }
   }
 
-  private async post({ url, secret, id, notification }: WebhookMessage, signal: AbortSignal): Promise<WebhookResult> {
+  private async post(message: WebhookMessage, signal: AbortSignal): Promise<WebhookResult> {
+    const { url, secret, id } = message;
     const target = new URL(url);
     if (target.protocol !== 'http:' && target.protocol !== 'https:')
       return { failure: `'${target.protocol}' is not a protocol of webhooks` };
     const addresses = await this.policy.addressesOf(target);
-    const body = JSON.stringify(onTheWire(notification));
+    const body = JSON.stringify(message.body);
     const at = new Date(this.clock.now());
     // A connection of its own for each call: a kept one that the receiver just closed would fail a call that is never retried.
     const dispatcher = new Agent({
@@ -98,7 +100,7 @@ export class WebhookSender {
         },
         body,
       });
-      return await resultOf(response);
+      return await resultOf(response, message);
     } finally {
       await dispatcher.destroy();
     }
@@ -123,7 +125,10 @@ function fixedLookup(addresses: Address[]): LookupFunction {
   };
 }
 
-async function resultOf({ statusCode, body }: Dispatcher.ResponseData): Promise<WebhookResult> {
+async function resultOf(
+  { statusCode, body }: Dispatcher.ResponseData,
+  { retOf, empty }: WebhookMessage,
+): Promise<WebhookResult> {
   if (statusCode < 200 || statusCode > 299) return { failure: `the webhook answered ${statusCode}` };
   const chunks: Buffer[] = [];
   let size = 0;
@@ -134,8 +139,8 @@ async function resultOf({ statusCode, body }: Dispatcher.ResponseData): Promise<
     chunks.push(chunk);
   }
   const text = Buffer.concat(chunks).toString('utf8');
-  if (text.trim() === '') return { ret: NOTIFY_OK };
-  const ret = notifyReturnOf(retIn(text));
+  if (text.trim() === '') return { ret: empty };
+  const ret = retOf(retIn(text));
   return ret === null
     ? { failure: `the webhook answered ${statusCode} with no valid ret: ${text}`.slice(0, MAX_FAILURE_DETAIL) }
     : { ret };
@@ -148,11 +153,6 @@ function retIn(text: string): unknown {
   } catch {
     return undefined;
   }
-}
-
-/** The notification as the HTTP contract prints it. */
-function onTheWire({ id, device, notifier, event, iova, size, container, attempt, seq }: Notification): object {
-  return { id, device, notifier, event, iova: hex(iova), size: hex(size), container, attempt, seq };
 }
 
 function describe(error: unknown): string {

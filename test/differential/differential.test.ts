@@ -2,7 +2,10 @@
 
 import t from 'tap';
 import type { Command } from '../../src/kernel/command.ts';
+import { createHost, execute } from '../../src/kernel/execute.ts';
+import type { Host } from '../../src/kernel/host.ts';
 import { runDifferential } from '../../src/service/differential/differential.ts';
+import { differingAtEnd } from '../../src/service/differential/state.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
 import { DIFFERENTIAL_SLICE_MS, MAX_DIFFERENTIAL_COMMANDS, MAX_SHOWN_ENTRIES } from '../../src/service/limits.ts';
 import {
@@ -95,6 +98,21 @@ t.test('a refusal after a wait: the bisect test fails on a restart: EINVAL up to
   t.match(found, { position: 4, times: 1 });
   t.strictSame(causesOf(found), ['bisectOnRestart removes']);
 });
+
+t.test(
+  'a notifier whose type or priority is named is one without them in 6.18, and the same calls follow',
+  async (t) => {
+    for (const more of [{ explicit: true }, { explicit: true, priority: 1 }]) {
+      const report = await differential(
+        ['5.15', '6.18'],
+        [listen(builtin('unpin_all'), more), map(0n, 4), pin([1]), unmap(0n, 4)],
+      );
+      const names = report.comparisons[0]?.differences.map(({ name }) => `${name}`) ?? [];
+      const refused = names.filter((name) => /register_notifier|pin_pages/.test(name));
+      t.strictSame(refused, [], JSON.stringify(more));
+    }
+  },
+);
 
 t.test('a field: an unmap meets a foreign mm: nothing is unmapped up to 5.15, all of it in 6.18', async (t) => {
   const report = await differential(
@@ -411,4 +429,51 @@ t.test('a long run lets other work have its turn, ends when nobody waits for it,
     name: 'TooManyCommands',
     limit: MAX_DIFFERENTIAL_COMMANDS,
   });
+});
+
+t.test(
+  'the state at the end: many records of one mapping are compared with rests, and the one that differs is named',
+  async (t) => {
+    const [a, b] = ['a', 'b'].map((name) => {
+      const host = createHost(name, { ...DEFAULT_HOST_OPTIONS, template: 'default' }, 0);
+      const run = (command: Command): unknown =>
+        execute(host, { at: 0, request_id: 'r', notification: null, command }).refusal?.detail;
+      const first = Array.from({ length: 10 }, (_, i) => Array.from({ length: 512 }, (_, k) => i * 512 + k));
+      const last = name === 'a' ? [6000, 6001] : [6001, 6001];
+      for (const line of [map(0n, 8192), listen(), ...[...first, last].map((pages) => pin(pages))])
+        t.equal(run(line as Command), undefined);
+      return host;
+    }) as [Host, Host];
+    const found = [...differingAtEnd(a, b)];
+    const before = found.slice(
+      0,
+      found.findIndex((each) => each?.what === 'record'),
+    );
+    t.equal(before.filter((each) => each === null).length, 5, 'once in a thousand records');
+    const records = found.filter((each) => each?.what === 'record');
+    t.same(
+      records.map((each) => each?.subject),
+      ['container vfio0 iova 0x1770000', 'container vfio0 iova 0x1771000'],
+    );
+    t.equal(records[0]?.values[1], null);
+    t.match(records[1]?.values, [/ref_count 1$/, /ref_count 2$/]);
+    t.same(
+      [...differingAtEnd(a, a)].filter((each) => each !== null),
+      [],
+      'a host does not differ from itself',
+    );
+  },
+);
+
+t.test('a registration that names type or priority is one that a 6.x driver makes without them', async (t) => {
+  for (const priority of [0, 1]) {
+    const lines = [map(0n, 1), listen({ kind: 'poll' }, { explicit: true, priority }), pin([0])];
+    const report = await differential(['5.15', '6.18'], lines);
+    const [comparison] = report.comparisons;
+    t.same(
+      comparison?.differences.filter(({ kind }) => kind === 'refusal'),
+      [],
+      `priority ${priority}`,
+    );
+  }
 });

@@ -1,6 +1,6 @@
 // Differential runs over HTTP and from the command line: journals as they are, commands by hand, and what cannot be run.
 
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,6 +10,7 @@ import { CommandBody, type CommandJson, commandOf } from '../../src/http/command
 import { printedFields } from '../../src/http/parse.ts';
 import { schemaCompiler } from '../../src/http/validation.ts';
 import type { Command } from '../../src/kernel/command.ts';
+import { type ConsumerName, consumerOf, newConsumerStates } from '../../src/kernel/consumers.ts';
 import type { Fields } from '../../src/kernel/outcome.ts';
 import { planOfJournal } from '../../src/service/differential/journal-plan.ts';
 import { DEFAULT_HOST_OPTIONS } from '../../src/service/host-options.ts';
@@ -18,6 +19,9 @@ import { MemoryStore } from '../../src/store/memory-store.ts';
 import { Client, type Reply, startApp } from '../http/client.ts';
 import { listening, MAP, mapped, PIN, POLL, pinned, prepare, UNMAP } from '../http/fixtures.ts';
 import { ack, builtin, listen, map, pin, pinRange, RW, unmap, unpin } from './commands.ts';
+import { EVERY_CONSUMER } from './consumer-commands.ts';
+import { EVERY_MEMORY } from './memory-commands.ts';
+import { EVERY_VFIO_PCI } from './vfio-pci-commands.ts';
 
 const app = await startApp();
 const client = new Client(app);
@@ -204,12 +208,16 @@ const EVERY: Command[] = [
     reserved: [{ start: 1n, last: 2n }],
     aperture: { start: 0n, last: 9n },
   },
+  { op: 'put_group', group: 'g', kind: 'noiommu' },
   { op: 'open_group', group: 'g' },
+  { op: 'open_group', group: 'g', task: 't' },
   { op: 'close_group', group: 'g' },
   { op: 'set_container', group: 'g', container: 'c', task: null },
   { op: 'unset_container', group: 'g' },
   { op: 'put_task', task: 't', rlimit_memlock: 'unlimited', cap_ipc_lock: true, thread_of: 'u' },
+  { op: 'put_task', task: 't', rlimit_memlock: 0n, cap_ipc_lock: false, cap_sys_rawio: true, thread_of: null },
   { op: 'patch_task', task: 't', rlimit_memlock: 2n ** 64n - 1n },
+  { op: 'patch_task', task: 't', cap_sys_rawio: false },
   {
     op: 'mmap',
     task: 't',
@@ -218,16 +226,31 @@ const EVERY: Command[] = [
     prot: 1,
     backing: { kind: 'pfnmap', pfns: [[1, 2]], struct_page: true, reserved: false, ptes: ['rw'] },
     noreplace: true,
+    stop_at: 'before_start',
   },
-  { op: 'munmap', task: 't', addr: 1n, length: 2n },
-  { op: 'mprotect', task: 't', addr: 1n, length: 2n, prot: 3 },
-  { op: 'exit', task: 't', thread_only: true },
+  { op: 'munmap', task: 't', addr: 1n, length: 2n, stop_at: 'after_pte_clear' },
+  { op: 'mprotect', task: 't', addr: 1n, length: 2n, prot: 3, stop_at: 'before_end' },
+  { op: 'exit', task: 't', thread_only: true, stop_at: 'after_start' },
+  { op: 'exec', task: 't' },
   { op: 'adjust_locked_vm', task: 't', delta: -3 },
   { op: 'put_page', pfn: 5, kind: 'zero' },
   { op: 'put_page_contents', contents: 'pattern' },
   { op: 'put_fault', fault: 'f', point: 'charge', call: 'pin_pages', nth: 2 },
   { op: 'delete_fault', fault: 'f' },
+  { op: 'put_vhost_dev', dev: 'v', variant: 'merged', nvqs: 2, switches: { reader: 'seqlock', count: 'recorded' } },
+  { op: 'vhost_set_owner', dev: 'v', task: 't', stop_at: 'before_start' },
+  { op: 'vhost_set_features', dev: 'v', task: 't', features: 2 ** 33 },
+  { op: 'vhost_set_vring_num', dev: 'v', vq: 0, task: 't', num: 8, stop_at: 'after_unregister' },
+  { op: 'vhost_set_vring_addr', dev: 'v', vq: 0, task: 't', flags: 1, desc: 1n, avail: 2n, used: 4n },
+  { op: 'vhost_set_backend', dev: 'v', vq: 0, task: 't', active: true },
+  { op: 'vhost_round', dev: 'v', vq: 0 },
+  { op: 'vhost_access', dev: 'v', vq: 0, area: 'used', off: 2, write: true, data: 'AQA=', stop_at: 'inside_map' },
+  { op: 'vhost_access', dev: 'v', vq: 0, area: 'desc', off: 0, write: false, length: 3 },
+  { op: 'close_vhost_dev', dev: 'v' },
   { op: 'patch_host', ttl_s: null, dma_entry_limit: 3, notifier_timeout_ms: 9 },
+  ...EVERY_MEMORY,
+  ...EVERY_CONSUMER,
+  ...EVERY_VFIO_PCI,
 ];
 
 t.test('every command comes back from its JSON as it was', async (t) => {
@@ -242,6 +265,11 @@ t.test('every command comes back from its JSON as it was', async (t) => {
     (CommandBody.anyOf as { properties: { op: { const: string } } }[]).map(({ properties }) => properties.op.const),
   );
   t.strictSame([...known].sort(), [...new Set(EVERY.map(({ op }) => op))].sort(), 'none was forgotten here');
+  const dispatch = readFileSync(new URL('../../src/kernel/execute.ts', import.meta.url), 'utf8');
+  const own = [...dispatch.matchAll(/^ {4}case '(\w+)':/gm)].map(([, op]) => op);
+  const consumers = Object.keys(newConsumerStates()) as ConsumerName[];
+  const theirs = consumers.flatMap((name) => Object.keys(consumerOf(name).commands));
+  t.strictSame([...known].sort(), [...own, ...theirs].sort(), 'it is every command that the kernel executes');
 });
 
 interface Run {

@@ -101,6 +101,8 @@ t.test('tests: those that fail with another value of the row pin it, in the prof
   const folder = t.testdir({
     'a.test.ts': fixture(KNOWS),
     'random.test.ts': 'throw new Error(`not measured: ${process.env.SEED}`)',
+    'model.test.ts': `import { run } from './model-run.ts';\nthrow new Error(run)`,
+    'model-run.ts': `import t from 'tap';\nexport const run = \`not measured: \${process.env.SEED}\`;`,
   });
   const pins = await inWorker<TestPins>({ measure: 'tests', folder });
   t.same(pins.mapFlags, RIGHT.mapFlags);

@@ -152,3 +152,44 @@ t.test('docs/reference/settings.md names every setting with its default', async 
   const defaults = Object.entries(readSettings({}, [])).map(([name, value]) => [name, printed(value)]);
   t.strictSame(Object.fromEntries(named), Object.fromEntries(defaults));
 });
+
+/** Headings of the second level. */
+const headings = (file: string): string[] =>
+  [...read(file).matchAll(/^## `?([^`\n]+)`?$/gm)].map((match) => match[1] as string);
+
+t.test('docs/reference/violations.md has a section for each code', async (t) => {
+  const { VIOLATION_CODES } = await import('../../src/kernel/violation.ts');
+  t.strictSame(headings('docs/reference/violations.md'), [...VIOLATION_CODES]);
+});
+
+t.test('docs/reference/trace.md has a section for each kind of entry', async (t) => {
+  const { TRACE_EVENTS } = await import('../../src/http/views/trace.ts');
+  t.strictSame(headings('docs/reference/trace.md').slice(0, -1), Object.keys(TRACE_EVENTS));
+});
+
+t.test(
+  'docs/reference/memory-operations.md names the phases, and the request of every operation with phases',
+  async (t) => {
+    const page = read('docs/reference/memory-operations.md');
+    const { PHASES } = await import('../../src/kernel/phase.ts');
+    const named = [...page.matchAll(/`((?:before|after)_[a-z_]+)`/g)].map((match) => match[1] as string);
+    t.ok(new Set(named).size >= 7, 'the phases of an invalidation');
+    for (const phase of named) t.ok((PHASES as readonly string[]).includes(phase), phase);
+    const document = JSON.parse(read('openapi/openapi.json')) as {
+      paths: Record<
+        string,
+        { post?: { requestBody?: { content: Record<string, { schema: { properties?: object } }> } } }
+      >;
+    };
+    const phased = Object.entries(document.paths).filter(
+      ([path, { post }]) =>
+        /\/(tasks|pages|files|mms)\//.test(path) &&
+        'stop_at' in (post?.requestBody?.content['application/json']?.schema.properties ?? {}),
+    );
+    t.ok(phased.length >= 20);
+    for (const [path] of phased) {
+      const word = path.slice(path.lastIndexOf('/') + 1);
+      t.match(page, new RegExp(`[\`/]${word}\\b`), path);
+    }
+  },
+);

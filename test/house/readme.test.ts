@@ -24,7 +24,7 @@ interface Chunk {
 function chunksOf(markdown: string): Chunk[] {
   const lines = [...markdown.matchAll(/^```sh\n([\s\S]*?)^```$/gm)]
     .map((match) => match[1] as string)
-    .filter((block) => /^(H=|c )/m.test(block))
+    .filter((block) => /^(H=|V=|c |for )/m.test(block))
     .flatMap((block) => block.trimEnd().split('\n'));
   const chunks: Chunk[] = [];
   for (const line of lines) {
@@ -166,6 +166,29 @@ t.test('docs/how-to/port-a-driver.md: its shell lines say what it promises', asy
   const outputs = await outputsOf(chunks);
   for (const [i, { expected }] of chunks.entries())
     for (const line of expected) t.match(outputs[i], promise(line), line);
+});
+
+t.test('docs/how-to/mmu-notifier-contract.md: its shell lines say what they promise', async (t) => {
+  const chunks = chunksOf(readFileSync(join(ROOT, 'docs/how-to/mmu-notifier-contract.md'), 'utf8'));
+  t.ok(chunks.filter(({ expected }) => expected.length > 0).length >= 15, 'it promises something at every step');
+  const outputs = await outputsOf(chunks);
+  for (const [i, { commands, expected }] of chunks.entries()) {
+    const what = (commands.at(-1) as string).slice(0, 60);
+    for (const line of expected) t.match(outputs[i], promise(line), `${what} -> ${line}`);
+    t.notMatch(outputs[i], /"status":(4|5)\d\d/, `${what}: nothing is refused`);
+  }
+});
+
+t.test('docs/explanation/mails.md: every answer is the one that it quotes', async (t) => {
+  const page = readFileSync(join(ROOT, 'docs/explanation/mails.md'), 'utf8');
+  const chunks = chunksOf(page);
+  const mails = page.split(/^## /m).filter((section) => /^\*Re: \[/m.test(section));
+  t.equal(mails.length, 5, 'five mails');
+  for (const mail of mails) t.ok(chunksOf(mail).length >= 4, `${mail.split('\n')[0]}: it asks and is answered`);
+  const outputs = await outputsOf(chunks);
+  for (const [i, { commands, expected }] of chunks.entries())
+    for (const line of expected)
+      t.match(outputs[i], promise(line), `${(commands.at(-1) as string).slice(0, 60)} -> ${line}`);
 });
 
 t.test('docs/how-to/sql.md: its queries run on the database of a running service', async (t) => {

@@ -25,48 +25,52 @@ t.test('it is served as it is committed', async (t) => {
   t.same(body, JSON.parse(documentText(app.http.swagger())));
 });
 
-t.test('every operation says what it is, with a curl line and two examples that are true to their schemas', (t) => {
-  const ids = document.operations.map(({ operation }) => operation.operationId);
-  t.equal(new Set(ids).size, ids.length, 'operation ids are unique');
-  const tags = document.root.tags.map(({ name }) => name);
-  for (const found of document.operations) {
-    const { operation, method } = found;
-    const { operationId, summary, description } = operation;
-    t.ok(summary.length > 3 && description.length > 20, operationId);
-    t.match(
-      description,
-      /```sh\ncurl -s .*http:\/\/127\.0\.0\.1:7180\/[^\n]*\n```$/,
-      `${operationId}: one line of curl`,
-    );
-    t.notMatch(description, /\{[a-z]+\}/, `${operationId}: every parameter of the line has a value`);
-    t.ok(operation.tags.length === 1 && tags.includes(operation.tags[0] as string), `${operationId}: one known tag`);
-    const examples = Object.entries(operation.responses).flatMap(([status, response]) =>
-      Object.entries(document.resolve(response).content ?? {}).flatMap(([type, media]) =>
-        Object.values(media.examples ?? {}).map(({ value }) => ({ status: Number(status), type, value })),
-      ),
-    );
-    for (const { status, type, value } of examples)
-      t.equal(document.violation(found, status, type, value), null, `${operationId} ${status}: the example fits`);
-    t.ok(
-      examples.some(({ status }) => status < 300),
-      `${operationId}: an example of success`,
-    );
-    const canRefuse = Object.keys(operation.responses).some((status) => Number(status) >= 400);
-    if (canRefuse)
-      t.ok(
-        examples.some(({ status }) => status >= 400),
-        `${operationId}: an example of a refusal`,
+t.test(
+  'every operation says what it is, with a curl line and two examples that are true to their schemas',
+  async (t) => {
+    const ids = document.operations.map(({ operation }) => operation.operationId);
+    t.equal(new Set(ids).size, ids.length, 'operation ids are unique');
+    const tags = document.root.tags.map(({ name }) => name);
+    for (const found of document.operations) {
+      // The service refuses requests where nothing else gets its turn for seconds.
+      await new Promise((resolve) => setImmediate(resolve));
+      const { operation, method } = found;
+      const { operationId, summary, description } = operation;
+      t.ok(summary.length > 3 && description.length > 20, operationId);
+      t.match(
+        description,
+        /```sh\ncurl -s .*http:\/\/127\.0\.0\.1:7180\/[^\n]*\n```$/,
+        `${operationId}: one line of curl`,
       );
-    if (operation.requestBody !== undefined)
-      t.equal(document.bodyViolation(found, exampleBody(found)), null, `${operationId}: the body fits`);
-    t.equal(
-      operation.requestBody !== undefined,
-      ['post', 'put', 'patch'].includes(method),
-      `${operationId}: a body exactly where the method has one`,
-    );
-  }
-  t.end();
-});
+      t.notMatch(description, /\{[a-z]+\}/, `${operationId}: every parameter of the line has a value`);
+      t.ok(operation.tags.length === 1 && tags.includes(operation.tags[0] as string), `${operationId}: one known tag`);
+      const examples = Object.entries(operation.responses).flatMap(([status, response]) =>
+        Object.entries(document.resolve(response).content ?? {}).flatMap(([type, media]) =>
+          Object.values(media.examples ?? {}).map(({ value }) => ({ status: Number(status), type, value })),
+        ),
+      );
+      for (const { status, type, value } of examples)
+        t.equal(document.violation(found, status, type, value), null, `${operationId} ${status}: the example fits`);
+      t.ok(
+        examples.some(({ status }) => status < 300),
+        `${operationId}: an example of success`,
+      );
+      const canRefuse = Object.keys(operation.responses).some((status) => Number(status) >= 400);
+      if (canRefuse)
+        t.ok(
+          examples.some(({ status }) => status >= 400),
+          `${operationId}: an example of a refusal`,
+        );
+      if (operation.requestBody !== undefined)
+        t.equal(document.bodyViolation(found, exampleBody(found)), null, `${operationId}: the body fits`);
+      t.equal(
+        operation.requestBody !== undefined,
+        ['post', 'put', 'patch'].includes(method),
+        `${operationId}: a body exactly where the method has one`,
+      );
+    }
+  },
+);
 
 t.test('every path in it is a route', (t) => {
   for (const { path, method } of document.operations)

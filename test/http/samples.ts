@@ -41,6 +41,8 @@ function textFor({ format, contentEncoding, pattern = '', minLength = 0 }: Schem
   if (contentEncoding === 'base64') return 'AQI=';
   if (format === 'u64') return '0x1000';
   if (pattern.startsWith('^https?')) return 'http://127.0.0.1:1/';
+  if (pattern.startsWith('^(mutex')) return 'mutex:a1';
+  if (pattern.startsWith('^(ok|')) return 'take_lock:a1';
   return pattern.startsWith(ID) ? 'a1' : 'x'.repeat(Math.max(1, minLength));
 }
 
@@ -118,7 +120,26 @@ export function suspects({ minimum, maximum, maxItems, minItems, maxLength, item
   return found;
 }
 
-const IDS = ['qemu', 'vfio0', '26', 'mdev0', 'n0', 't1', 'vfio1', '27', 'mdev1', 'f0'];
+const IDS = [
+  'gpu0',
+  'g0',
+  'qemu',
+  'vfio0',
+  '26',
+  'mdev0',
+  'n0',
+  't1',
+  'vfio1',
+  '27',
+  'mdev1',
+  'f0',
+  'mm-1',
+  'n1',
+  'f1',
+  'g1',
+];
+const LOCKS = ['mutex:a1', 'mutex:a2', 'page_lock:100', 'spinlock:a1'];
+const BEHAVIOURS = ['ok', 'ignore', 'eagain', 'ebusy', 'sleep', 'take_lock:a1', 'take_lock:spinlock:a1'];
 const EDGES = [
   '0',
   '0x0',
@@ -145,6 +166,8 @@ export function arbitraryOf(schema: Schema): fc.Arbitrary<unknown> {
       if (schema.contentEncoding === 'base64')
         return fc.uint8Array({ maxLength: 9 }).map((bytes) => Buffer.from(bytes).toString('base64'));
       if (schema.pattern?.startsWith(ID)) return fc.constantFrom(...IDS);
+      if (schema.pattern?.startsWith('^(mutex')) return fc.constantFrom(...LOCKS);
+      if (schema.pattern?.startsWith('^(ok|')) return fc.constantFrom(...BEHAVIOURS);
       return schema.pattern?.startsWith('^https?')
         ? fc.constant('http://127.0.0.1:1/')
         : fc.string({ minLength: 1, maxLength: 8 });

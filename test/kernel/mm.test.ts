@@ -546,7 +546,19 @@ t.test('listPages: refuses what is no range', async (t) => {
     'NOT_FOUND',
   );
   t.strictSame(listPages(m.host, 'a', 2n ** 64n - 4096n, 1), [
-    { addr: 2n ** 64n - 4096n, pfn: null, present: false, writable: false, ref_count: 0, pin_count: 0, dirty: false },
+    {
+      addr: 2n ** 64n - 4096n,
+      pfn: null,
+      present: false,
+      writable: false,
+      ref_count: 0,
+      pin_count: 0,
+      dirty: false,
+      entry: 'none',
+      flags: [],
+      swap_slot: null,
+      entry_pfn: null,
+    },
   ]);
 });
 
@@ -589,11 +601,14 @@ t.test(
           const label = `${op} [${start}, ${start + npage})`;
           if (ret !== (refused ? 'ENOMEM' : 'ok')) t.fail(`${label}: ${ret}`);
           const runs: string[] = [];
+          // What is left of the first and of the third area has reverse maps of its own: between them nothing merges them.
+          const past = start + npage;
+          const bridge = op === 'mmap' && start >= 1 && start <= 3 && past >= 7 && past <= 10 ? past : null;
           for (let page = 0; page <= SPAN; page++) {
             const prot = expected.get(page);
             if (prot === undefined) continue;
             let end = page + 1;
-            while (expected.get(end) === prot) end++;
+            while (expected.get(end) === prot && end !== bridge) end++;
             runs.push(`${page}-${end} ${prot === RW ? 'READWRITE' : 'READ'} anon`);
             page = end - 1;
           }
@@ -1235,7 +1250,7 @@ t.test('checkMm finds what is wrong', async (t) => {
     ['no layout', (m) => m.host.mm.layouts.clear(), /layout 1 is named and does not exist/],
     ['cache', (m) => void m.host.mm.files.get('f')?.pages.delete(0), /refcount/],
     ['cached twice', (m) => void m.host.mm.files.get('f')?.pages.set(1, m.look('a', 4).pfn as number), /in 2 caches/],
-    ['unknown page', (m) => m.host.mm.pages.chunks.clear(), /is mapped or cached, and unknown/],
+    ['unknown page', (m) => m.host.mm.pages.chunks.clear(), /is referred to, and unknown/],
     ['no mm', (m) => m.host.mm.mms.clear(), /has tasks and does not exist/],
   ];
   for (const [what, damage, expected] of breakages) {

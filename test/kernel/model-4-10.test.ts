@@ -48,6 +48,7 @@ const MILESTONES: readonly Milestone[] = [
   'register waits for a callback',
   'unregister waits for a callback',
   'walk waits behind a writer',
+  'attach or detach beside an unmap',
   'restart whose range bisects',
   'double registration',
   'end at a mapping of another mm',

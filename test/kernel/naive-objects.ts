@@ -45,6 +45,8 @@ export abstract class NaiveObjects {
   protected abstract wakeVaddrWaiters(iommu: NaiveIommu): void;
   protected abstract listen(iommu: NaiveIommu, op: string): void;
   protected abstract unlisten(iommu: NaiveIommu, op: string): void;
+  /** Old kernels hold group_lock for reading while an unmap waits; it is wanted for writing. */
+  protected abstract lockGroups(container: string): void;
 
   protected splat(label: string): void {
     this.splats.push(label);
@@ -115,6 +117,7 @@ export abstract class NaiveObjects {
 
   protected putGroup({ group, kind, reserved, aperture }: Of<'put_group'>): NaiveOutcome {
     if (this.groups.has(group)) return done();
+    if (kind === 'noiommu') throw new Error('noiommu groups are not in the model');
     const regions = reserved?.map(({ start, last }): [bigint, bigint] => [start, last]);
     this.groups.set(group, {
       kind,
@@ -147,6 +150,7 @@ export abstract class NaiveObjects {
     const group = this.group(id);
     this.alive(group.container);
     if (!group.open) throw new Refused('EBADF');
+    this.mayLeave(group);
     if (!this.rules.checksGroupChainAtOpen && group.chain.first !== null) this.splat('group notifier chain not empty');
     group.open = false;
     if (group.users > 0 && --group.users === 0) this.leave(id, group);
@@ -161,6 +165,7 @@ export abstract class NaiveObjects {
     if (!group.open) throw new Refused('EBADF');
     if (group.users > 0) throw new Refused('EINVAL');
     const container = this.fd(c.container);
+    this.lockGroups(c.container);
     if (this.isAttaching(c.group)) throw new Refused('EBUSY');
     if (c.task !== null) this.memory.task(c.task);
     const waiting = container.iommu === null ? null : this.attach(c.container, container.iommu, c.group, c.task);
@@ -184,8 +189,14 @@ export abstract class NaiveObjects {
     if (!group.open) throw new Refused('EBADF');
     if (group.users === 0) throw new Refused('EINVAL');
     if (group.users > 1) throw new Refused('EBUSY');
+    this.mayLeave(group);
     this.leave(c.group, group);
     return done();
+  }
+
+  /** Before the last user of a group goes, which takes the group out of its container. */
+  private mayLeave({ users, container }: NaiveGroup): void {
+    if (users === 1) this.lockGroups(container as string);
   }
 
   /** A group leaves its container; the last one takes the iommu object and all mappings with it. */
@@ -224,6 +235,7 @@ export abstract class NaiveObjects {
 
   protected setIommu({ container: id, type, task }: Of<'set_iommu'>): NaiveOutcome {
     const container = this.fd(id);
+    this.lockGroups(id);
     if (container.groups.length === 0 || container.iommu !== null) throw new Refused('EINVAL');
     if (!this.extensions.includes(type)) throw new Refused('ENODEV');
     if (type > 6) throw new Refused('EINVAL');
@@ -258,6 +270,7 @@ export abstract class NaiveObjects {
     this.alive(group?.container ?? null);
     if (device.open === 0 || group === null) throw new Refused('EBADF');
     if (device.open === 1 && device.op !== null) this.unlisten(this.user(group).iommu, device.op);
+    this.mayLeave(group);
     device.open--;
     group.users--;
     if (group.users === 0) this.leave(device.group as string, group);

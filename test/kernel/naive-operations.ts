@@ -45,10 +45,17 @@ export abstract class NaiveOperations extends NaiveObjects {
     return false;
   }
 
-  protected refuseDeadlock(): never {
+  protected refuseDeadlock(label = 'listener-lock'): never {
     this.seen.add('nested call refused as a deadlock');
-    this.splat('listener-lock');
+    this.splat(label);
     throw new Refused('EDEADLK');
+  }
+
+  protected lockGroups(container: string): void {
+    if (!this.rules.groupLockAroundCalls) return;
+    if (!this.asleep.some((op) => op.kind === 'unmap_dma' && op.container === container)) return;
+    this.seen.add('attach or detach beside an unmap');
+    this.refuseDeadlock('group-lock');
   }
 
   /** Calls every block of the chain, under its lock for reading, until one answers with a stop value. */

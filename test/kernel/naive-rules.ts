@@ -58,6 +58,8 @@ export function rulesOf(profile: NaiveProfile) {
     validRanges: since('5.4'),
     endWraps: !since('6.18'),
     ascending: since('5.12'),
+    /** Calls into the back end hold group_lock for reading; attach and detach want it for writing. */
+    groupLockAroundCalls: !since('4.13'),
     foreignMmMayUnmap: since('6.0'),
     bisectOnRestartSucceeds: since('5.12'),
     // Listeners

@@ -136,6 +136,7 @@ export type Milestone =
   | 'ENOMEM of the limit'
   | 'nested call refused as a deadlock'
   | 'walk waits behind a writer'
+  | 'attach or detach beside an unmap'
   | 'restart of the service inside an unmap'
   | 'tries counted anew for another mapping'
   | 'end at a mapping of another mm'

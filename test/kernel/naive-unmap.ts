@@ -38,7 +38,8 @@ export abstract class NaiveUnmap extends NaiveDomain {
     this.checkUnmap(c, iommu);
     const all = (c.flags & 2) !== 0;
     const end = all ? MOD_2_64 : this.end(c.iova, c.size);
-    const caller = c.task ?? this.lowest(iommu, c.iova, end)?.task ?? null;
+    const overlaps = (m: NaiveMapping): boolean => m.iova < end && c.iova < this.end(m.iova, m.size);
+    const caller = c.task ?? iommu.maps.find(overlaps)?.task ?? null;
     const request: Request = {
       ...{ start: c.iova, size: c.size, end, all, invalidates: (c.flags & 4) !== 0 },
       mm: caller === null ? null : this.memory.task(caller).mm,

@@ -3,7 +3,7 @@
 import t from 'tap';
 import type { Command, NotifierSpec } from '../../src/kernel/command.ts';
 import { execute } from '../../src/kernel/execute.ts';
-import { MAX_CONTAINERS, MAX_PARKED_OPERATIONS, MAX_SHOWN_LEAKS } from '../../src/kernel/limits.ts';
+import { MAX_CONTAINERS, MAX_DIRTY_BITMAPS, MAX_PARKED_OPERATIONS, MAX_SHOWN_LEAKS } from '../../src/kernel/limits.ts';
 import type { Fields, Outcome } from '../../src/kernel/outcome.ts';
 import type { Iommu } from '../../src/kernel/vfio/iommu.ts';
 import { blocksOf } from '../../src/kernel/vfio/notifier-chain.ts';
@@ -447,4 +447,34 @@ t.test('found by the naive model', async (t) => {
       t.equal(errno(m.map(0x10000n, 2n * PAGE, RW, { task: 'B' })), 'ENOMEM');
       t.equal(m.lv('B'), -2);
     });
+});
+
+t.test('a dirty log of many mappings', async (t) => {
+  const start: Command = { op: 'dirty_pages', container: 'C', flags: 1, argsz: null, range: null, task: null };
+
+  t.test('START counts the bytes that the host has once, not once a mapping', async (t) => {
+    const m = setup();
+    for (let i = 0n; i < 50n; i++) m.map(0x10000n + i * PAGE, PAGE);
+    const { records } = m.host.vfio.dmas;
+    let counted = 0;
+    const each = records[Symbol.iterator].bind(records);
+    records[Symbol.iterator] = () => {
+      counted++;
+      return each();
+    };
+    t.equal(execute(m.host, m.call(start)).ret, 0);
+    t.equal(counted, 1);
+  });
+
+  t.test('ENOMEM: together they are more than MAX_DIRTY_BITMAPS bytes, and none has a bitmap', async (t) => {
+    const m = setup();
+    const half = (BigInt(MAX_DIRTY_BITMAPS) / 2n) * 8n * PAGE;
+    m.map(0n, half);
+    m.map(half, half);
+    t.equal(errno(m.run(start)), 'ENOMEM');
+    t.equal(m.run(m.unmapCommand(half, half)).ret, 0);
+    t.equal(m.run(start).ret, 0);
+    t.equal(errno(m.map(half, half)), 'ENOMEM');
+    t.equal(m.map(half, PAGE).ret, 0);
+  });
 });

@@ -7,6 +7,7 @@ import t from 'tap';
 import type { Command, Delivery } from '../../src/kernel/command.ts';
 import { systemClock } from '../../src/service/clock.ts';
 import { MAX_WEBHOOK_RESPONSE_BYTES } from '../../src/service/limits.ts';
+import { notifyReturnOf } from '../../src/service/notify-return.ts';
 import type { Service } from '../../src/service/service.ts';
 import { WebhookSender } from '../../src/service/webhook.ts';
 import { type Address, WebhookPolicy, webhookAllowErrors } from '../../src/service/webhook-policy.ts';
@@ -341,18 +342,9 @@ t.test('the address that was checked is the one connected to, whatever the name 
     return [{ address: resolutions === 1 ? '127.0.0.1' : '203.0.113.1', family: 4 }];
   });
   const sender = new WebhookSender(policy, systemClock);
-  const notification = {
-    id: 'notification-1',
-    device: 'd',
-    notifier: 'n',
-    event: 'DMA_UNMAP' as const,
-    iova: 2n ** 64n - 4096n,
-    size: 4096n,
-    container: 'c',
-    attempt: 1,
-    seq: 1,
-  };
-  const message = { url: `http://driver.test:${hook.port}/`, secret: SECRET, id: 'msg_1', notification };
+  const body = { id: 'notification-1', iova: '0xfffffffffffff000' };
+  const answers = { retOf: notifyReturnOf, empty: 1 };
+  const message = { url: `http://driver.test:${hook.port}/`, secret: SECRET, id: 'msg_1', body, ...answers };
   t.strictSame(await sender.send(message, new AbortController().signal), { ret: 0x8001 });
   t.equal(resolutions, 1);
   t.equal(hook.received[0]?.headers.host, `driver.test:${hook.port}`);

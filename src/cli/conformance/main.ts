@@ -4,17 +4,25 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
+import { compareAnswers } from './compare.ts';
 import { InProcess } from './in-process.ts';
 import type { Backend } from './machine.ts';
+import { compareMmuAnswers } from './mmu/compare.ts';
+import { MmuInProcess } from './mmu/in-process.ts';
+import type { MmuBackend } from './mmu/machine.ts';
+import { MmuOverHttp } from './mmu/over-http.ts';
+import { replayMmu } from './mmu/replay.ts';
+import { readMmuTraces } from './mmu/trace-reader.ts';
 import { OverHttp, Unusable } from './over-http.ts';
 import { startService } from './own-service.ts';
 import { replay } from './replay.ts';
 import { Report } from './report.ts';
-import { type Selection, select } from './select.ts';
-import { readTraces, TraceError } from './trace-reader.ts';
+import { type ReasonToSkip, type Selection, select } from './select.ts';
+import { TraceError, unitOf } from './trace-lines.ts';
+import { readTraces } from './trace-reader.ts';
 
 const USAGE = `usage: npm run conformance -- [FILE...] [options]
-  FILE                     recorded traces, .jsonl or .jsonl.gz (default: all that the project has, test/data/type1)
+  FILE                     recorded traces, .jsonl or .jsonl.gz (default: all that the project has in test/data)
   --in-process             replay in this process (the default without --http)
   --http [URL]             replay over HTTP: on the service at URL (API_TOKEN is sent), or on one started for this run
   --features a,b           only traces with one of these features ('none': those without any)
@@ -24,7 +32,9 @@ const USAGE = `usage: npm run conformance -- [FILE...] [options]
 exit code: 0 agreement, 1 a difference, 2 bad usage, an unreadable file, or no service`;
 
 /** Where the project keeps its traces. */
-const OWN_TRACES = fileURLToPath(new URL('../../../test/data/type1/', import.meta.url));
+const OWN_TRACES = ['type1', 'mmu-notifier'].map((unit) =>
+  fileURLToPath(new URL(`../../../test/data/${unit}/`, import.meta.url)),
+);
 
 class UsageError extends Error {}
 
@@ -70,9 +80,14 @@ function parse(argv: string[]): Options {
 }
 
 function ownTraces(): string[] {
-  const found = existsSync(OWN_TRACES) ? readdirSync(OWN_TRACES).filter((name) => name.endsWith('.jsonl.gz')) : [];
+  const found = OWN_TRACES.filter((folder) => existsSync(folder)).flatMap((folder) =>
+    readdirSync(folder)
+      .filter((name) => name.endsWith('.jsonl.gz'))
+      .sort()
+      .map((name) => join(folder, name)),
+  );
   if (found.length === 0) throw new UsageError('no trace file given');
-  return found.sort().map((name) => join(OWN_TRACES, name));
+  return found;
 }
 
 function selectionOf(values: Record<string, string | boolean | undefined>): Selection {
@@ -95,29 +110,58 @@ function selectionOf(values: Record<string, string | boolean | undefined>): Sele
   };
 }
 
-/** Replays the selected traces of all files on one backend. */
-async function run(backend: Backend, { files, selection }: Options): Promise<Report> {
-  const report = new Report(backend.name);
+/** Where traces are replayed, of each unit. */
+interface Place {
+  name: string;
+  type1: Backend;
+  mmu: MmuBackend;
+}
+
+/** Replays the selected traces of all files in one place. */
+async function run(place: Place, { files, selection }: Options): Promise<Report> {
+  const report = new Report(place.name);
   const reasonToSkip = select(files, selection);
   for (const file of files)
-    for (const recorded of readTraces(file)) {
-      const reason = reasonToSkip(recorded);
-      if (reason === null) report.add(recorded, await replay(backend, recorded.trace));
-      else report.skip(reason);
-    }
+    if (unitOf(file) === 'mmu-notifier') await runMmu(place, file, report, reasonToSkip);
+    else
+      for (const { trace, recorded } of readTraces(file)) {
+        const reason = reasonToSkip(trace);
+        if (reason !== null) report.skip(reason);
+        else
+          report.add(trace, recorded.answers, await replay(place.type1, trace), (expected, got) =>
+            compareAnswers(expected, got, trace),
+          );
+      }
   return report;
 }
 
-/** The backends of a run, each made when its turn comes. */
-function backendsOf({ inProcess, http }: Options): (() => Promise<Backend>)[] {
-  const backends: (() => Promise<Backend>)[] = [];
-  if (inProcess) backends.push(async () => new InProcess());
+async function runMmu({ mmu }: Place, file: string, report: Report, reasonToSkip: ReasonToSkip): Promise<void> {
+  for (const { trace, recorded } of readMmuTraces(file)) {
+    const reason = reasonToSkip(trace);
+    if (reason !== null) report.skip(reason);
+    else report.add(trace, recorded, await replayMmu(mmu, trace), compareMmuAnswers);
+  }
+}
+
+/** The places of a run, each made when its turn comes. */
+function placesOf({ inProcess, http }: Options): (() => Promise<Place>)[] {
+  const places: (() => Promise<Place>)[] = [];
+  const overHttp = (type1: OverHttp): Place => ({
+    name: type1.name,
+    type1,
+    mmu: new MmuOverHttp((options) => type1.open(options)),
+  });
+  if (inProcess)
+    places.push(async () => {
+      const type1 = new InProcess();
+      return { name: type1.name, type1, mmu: new MmuInProcess() };
+    });
   if (typeof http === 'string') {
     const token = process.env.API_TOKEN;
     const service = { url: http, close: async () => {}, ...(token ? { token } : {}) };
-    backends.push(async () => new OverHttp(service));
-  } else if (http === null) backends.push(async () => new OverHttp(await startService()));
-  return backends;
+    places.push(async () => overHttp(new OverHttp(service)));
+  } else if (http === null) places.push(async () => overHttp(new OverHttp(await startService())));
+  return places;
 }
 
 /** The whole command. Returns its exit code. */
@@ -129,14 +173,14 @@ export async function main(
   try {
     const options = parse(argv);
     let code = 0;
-    for (const begin of backendsOf(options)) {
-      const backend = await begin();
+    for (const begin of placesOf(options)) {
+      const place = await begin();
       try {
-        const report = await run(backend, options);
+        const report = await run(place, options);
         print(report.print());
         if (report.failed) code = 1;
       } finally {
-        await backend.close();
+        await place.type1.close();
       }
     }
     return code;

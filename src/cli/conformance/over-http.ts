@@ -42,6 +42,12 @@ export class OverHttp implements Backend {
   }
 
   async begin(options: HostOptions, model: MemoryModel): Promise<Machine> {
+    const { taskKept } = profileWith(options.profile, options.fixes);
+    return new HttpMachine(await this.open(options), model, taskKept === 'thread');
+  }
+
+  /** A new host, and a client of it. Throws Unusable. */
+  async open(options: HostOptions): Promise<Client> {
     const id = `conformance-${process.pid}-${++this.hosts}`;
     const client = new Client(this.pool, `/v1/hosts/${id}`, this.service.token);
     const { ttl_s: _, ...body } = options;
@@ -52,8 +58,7 @@ export class OverHttp implements Backend {
       throw new Unusable(
         `${this.service.url}: PUT /v1/hosts/${id} answered ${made.status}: ${JSON.stringify(made.body)}`,
       );
-    const { taskKept } = profileWith(options.profile, options.fixes);
-    return new HttpMachine(client, model, taskKept === 'thread');
+    return client;
   }
 
   async close(): Promise<void> {
@@ -62,7 +67,7 @@ export class OverHttp implements Backend {
   }
 }
 
-class Client {
+export class Client {
   constructor(
     private readonly pool: Pool,
     private readonly base: string,

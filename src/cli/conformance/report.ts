@@ -1,10 +1,8 @@
 // Adds up the comparison of many traces and prints it: agreement per feature, op and errno, and the first difference of each kind.
 
 import { ERRNO } from '../../kernel/errno.ts';
-import { type Comparison, compareAnswers, type Difference } from './compare.ts';
-import type { Replay } from './replay.ts';
+import type { Comparison, Difference } from './compare.ts';
 import { NO_FEATURE } from './select.ts';
-import type { Answer, InputOp, RecordedTrace } from './trace.ts';
 
 interface Tally {
   agree: number;
@@ -16,6 +14,23 @@ interface FirstDifference extends Difference {
   where: string;
   args: unknown;
   times: number;
+}
+
+/** A trace as a report needs it. */
+interface Replayed {
+  file: string;
+  line: number;
+  era: string;
+  seed: number;
+  features: string[];
+  ops: { op: string; args: unknown }[];
+}
+
+/** The machine's own answers; null: an operation that cannot be expressed, and was left out. */
+interface Answers<A> {
+  answers: (A | null)[];
+  leftOut: Map<string, number>;
+  stopped: string | null;
 }
 
 const NAMES = new Map<number, string>(Object.entries(ERRNO).map(([name, value]) => [value, name]));
@@ -50,14 +65,19 @@ export class Report {
   }
 
   /** Compares a finished replay with its recording. */
-  add({ trace, recorded }: RecordedTrace, { answers, leftOut, stopped }: Replay): void {
+  add<A extends { ret: number | null }>(
+    trace: Replayed,
+    recorded: readonly A[],
+    { answers, leftOut, stopped }: Answers<A>,
+    compare: (expected: A, got: A) => Comparison,
+  ): void {
     let differences = 0;
     for (const [reason, times] of leftOut) this.leftOut.set(reason, (this.leftOut.get(reason) ?? 0) + times);
     for (const [i, own] of answers.entries()) {
-      const [expected, input] = [recorded.answers[i], trace.ops[i]];
+      const [expected, input] = [recorded[i], trace.ops[i]];
       if (own === null || expected === undefined || input === undefined) continue;
-      const comparison = compareAnswers(expected, own, trace);
-      this.count(comparison, expected, input);
+      const comparison = compare(expected, own);
+      this.count(comparison, expected.ret, input.op);
       differences += comparison.differences.length;
       for (const difference of comparison.differences)
         this.note(difference, `${input.op}: ${difference.place}`, at(trace, i), input.args);
@@ -79,8 +99,8 @@ export class Report {
     this.total = { agree: this.total.agree + (agrees ? 1 : 0), all: this.total.all + 1 };
   }
 
-  private count({ differences, loose }: Comparison, expected: Answer, input: InputOp): void {
-    tally(this.ops, `${input.op}\t${retName(expected.ret)}`, differences.length === 0);
+  private count({ differences, loose }: Comparison, ret: number | null, op: string): void {
+    tally(this.ops, `${op}\t${retName(ret)}`, differences.length === 0);
     this.loose.compared += loose.compared;
     this.loose.differing += loose.differing;
   }
@@ -106,8 +126,7 @@ export class Report {
   }
 }
 
-const at = ({ file, line, seed }: RecordedTrace['trace'], op: number): string =>
-  `${file}:${line} seed ${seed} op ${op}`;
+const at = ({ file, line, seed }: Replayed, op: number): string => `${file}:${line} seed ${seed} op ${op}`;
 
 const shown = (values: Record<string, unknown>): string[] =>
   Object.entries(values).map(([name, value]) => `  ${name.padEnd(9)}${JSON.stringify(value) ?? 'nothing'}`);

@@ -1,7 +1,14 @@
 // Which recorded traces a run replays: all, those with some features, or a number of them spread over eras and features.
 
-import type { RecordedTrace } from './trace.ts';
-import { readTraces } from './trace-reader.ts';
+import { parseLines } from './trace-lines.ts';
+
+/** What a trace of any unit says of itself. */
+export interface Selectable {
+  file: string;
+  line: number;
+  era: string;
+  features: string[];
+}
 
 export interface Selection {
   /** Only traces with one of these; null: with any or none. */
@@ -15,14 +22,14 @@ export interface Selection {
 export const NO_FEATURE = 'none';
 
 /** Why a trace is not replayed; null: it is. */
-export type ReasonToSkip = (recorded: RecordedTrace) => string | null;
+export type ReasonToSkip = (trace: Selectable) => string | null;
 
 /** Decides for the traces of some files. With a limit the files are read once to know what there is. Throws TraceError. */
 export function select(files: readonly string[], selection: Selection): ReasonToSkip {
-  const byFeature: ReasonToSkip = ({ trace }) => reasonByFeature(trace.features, selection);
+  const byFeature: ReasonToSkip = ({ features }) => reasonByFeature(features, selection);
   if (selection.limit === null) return byFeature;
   const chosen = spread(candidates(files, byFeature), selection.limit);
-  return (recorded) => byFeature(recorded) ?? (chosen.has(placeOf(recorded)) ? null : '--limit');
+  return (trace) => byFeature(trace) ?? (chosen.has(placeOf(trace)) ? null : '--limit');
 }
 
 function reasonByFeature(own: readonly string[], { features, withoutFeatures }: Selection): string | null {
@@ -38,15 +45,19 @@ interface Candidate {
   kind: string;
 }
 
-const placeOf = ({ trace }: RecordedTrace): string => `${trace.file}:${trace.line}`;
+const placeOf = ({ file, line }: Selectable): string => `${file}:${line}`;
 
 function* candidates(files: readonly string[], byFeature: ReasonToSkip): Iterable<Candidate> {
   for (const file of files)
-    for (const recorded of readTraces(file)) {
-      const { era, features } = recorded.trace;
-      if (byFeature(recorded) === null)
-        yield { place: placeOf(recorded), kind: `${era} ${[...features].sort().join('+')}` };
-    }
+    for (const trace of parseLines(file, (json, line) => headerOf(file, line, json)))
+      if (byFeature(trace) === null)
+        yield { place: placeOf(trace), kind: `${trace.era} ${[...trace.features].sort().join('+')}` };
+}
+
+/** Whatever else is wrong with a line is said when it is read whole. */
+function headerOf(file: string, line: number, json: unknown): Selectable {
+  const { era, features } = (json ?? {}) as { era?: unknown; features?: unknown };
+  return { file, line, era: String(era), features: Array.isArray(features) ? features.map(String) : [] };
 }
 
 /** The first of every kind, then the second of every kind that has one, and so on. */

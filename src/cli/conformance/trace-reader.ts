@@ -1,7 +1,5 @@
 // Reads recorded traces (.jsonl or .jsonl.gz), checks them field by field, and parts the input from what was recorded.
 
-import { readFileSync } from 'node:fs';
-import { gunzipSync } from 'node:zlib';
 import type { TSchema } from 'typebox';
 import { Compile, type Validator } from 'typebox/compile';
 import type {
@@ -23,20 +21,7 @@ import {
   type TraceOp,
   Trace as TraceSchema,
 } from './trace-format.ts';
-
-/** A trace file that cannot be read: says which file and line. */
-export class TraceError extends Error {
-  constructor(
-    readonly file: string,
-    readonly line: number | null,
-    problem: string,
-  ) {
-    super(line === null ? `${file}: ${problem}` : `${file}:${line}: ${problem}`);
-    this.name = 'TraceError';
-  }
-}
-
-class Malformed extends Error {}
+import { Malformed, parseLines, requireSchema } from './trace-lines.ts';
 
 const checkTrace = Compile(TraceSchema);
 const checkOperation = Compile(Operation);
@@ -46,34 +31,10 @@ const checkArgs = Object.fromEntries(Object.entries(ARGS).map(([op, schema]) => 
 };
 
 /** The traces of a file in order, one line at a time. Throws TraceError at the first line that is not a trace. */
-export function* readTraces(file: string): Iterable<RecordedTrace> {
-  let text: string;
-  try {
-    const bytes = readFileSync(file);
-    text = (file.endsWith('.gz') ? gunzipSync(bytes) : bytes).toString('utf8');
-  } catch (error) {
-    throw new TraceError(file, null, (error as Error).message);
-  }
-  const lines = text.split('\n');
-  if (lines.at(-1) === '') lines.pop();
-  if (lines.length === 0) throw new TraceError(file, null, 'no trace in it');
-  for (const [i, line] of lines.entries()) {
-    try {
-      yield parseTrace(file, i + 1, line);
-    } catch (error) {
-      if (error instanceof Malformed) throw new TraceError(file, i + 1, error.message);
-      throw error;
-    }
-  }
-}
+export const readTraces = (file: string): Iterable<RecordedTrace> =>
+  parseLines(file, (json, line) => parseTrace(file, line, json));
 
-function parseTrace(file: string, line: number, text: string): RecordedTrace {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw new Malformed(`not JSON: ${(error as Error).message}`);
-  }
+function parseTrace(file: string, line: number, json: unknown): RecordedTrace {
   requireSchema(checkTrace, json, 'trace');
   const { ops, era, seed, features, memory_model } = json as {
     ops: unknown[];
@@ -126,12 +87,6 @@ function outputOf(expect: Expect): Output {
 const sealScripts = (scripts: Script[]): ScriptSource => ({
   exchange: (k: number, _own: OwnNotification | 'wait') => scripts[k] ?? null,
 });
-
-function requireSchema(validator: Validator<Record<never, never>, TSchema>, value: unknown, where: string): void {
-  if (validator.Check(value)) return;
-  const error = validator.Errors(value)[0];
-  throw new Malformed(`${where}${error?.instancePath ?? ''}: ${error?.message ?? 'does not have the form of a trace'}`);
-}
 
 /** Refuses a memory model that names what it does not have. */
 function requireNames(model: MemoryModel): void {

@@ -1,7 +1,7 @@
 // Measures which tests pin a behaviour: those that fail when its row gets another value in every profile that has not got it.
 
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import t from 'tap';
 import { type Behaviour, PROFILE_NAMES, PROFILES, type Profile, type ProfileName } from '../../kernel/profile.ts';
 import { bent, otherValues, type Table, textOf, watched } from './rows.ts';
@@ -18,8 +18,18 @@ export function measuredFiles(folder: string): string[] {
   const isMeasured = (file: string): boolean =>
     file.endsWith('.test.ts') &&
     !['interleavings.test.ts', 'profile.test.ts'].includes(file) &&
-    !readFileSync(join(folder, file), 'utf8').includes('process.env.SEED');
+    !/-(random|phased)\.test\.ts$/.test(file) &&
+    !takesSeed(join(folder, file));
   return readdirSync(folder).filter(isMeasured).sort();
+}
+
+/** Whether a file asks for a seed, or one of its own folder that it imports does. */
+function takesSeed(path: string, seen = new Set<string>()): boolean {
+  seen.add(path);
+  const text = readFileSync(path, 'utf8');
+  if (/process\.env\.\w*SEED\b/.test(text)) return true;
+  const imported = [...text.matchAll(/ from '\.\/([^']+)'/g)].map(([, name]) => join(dirname(path), name as string));
+  return imported.some((each) => !seen.has(each) && takesSeed(each, seen));
 }
 
 /** The outermost tests of a file, not run. */

@@ -2,7 +2,7 @@
 
 import Type from 'typebox';
 import { NoSuchObject } from '../../kernel/errno.ts';
-import type { FaultRule } from '../../kernel/fault-rule.ts';
+import { FAULT_POINTS, type FaultRule } from '../../kernel/fault-rule.ts';
 import type { Host } from '../../kernel/host.ts';
 import type { Fields } from '../../kernel/outcome.ts';
 import { byId, listed } from '../../kernel/view/page.ts';
@@ -14,8 +14,8 @@ import { show, showPage, submit } from '../reply.ts';
 import { closed, Int, Names, PageOf, PageQuery, Path, ReplyOf } from '../schema.ts';
 import { FaultFields, FaultView } from '../views/host.ts';
 
-export const POINTS = ['record_alloc', 'charge'] as const;
-/** Operations that allocate records or charge locked_vm. */
+export const POINTS = FAULT_POINTS;
+/** Operations that allocate records or lists, or charge locked_vm. */
 export const CALLS = [
   'pin_pages',
   'unpin_pages',
@@ -24,6 +24,9 @@ export const CALLS = [
   'set_container',
   'unset_container',
   'set_iommu',
+  'register_mmu_notifier',
+  'get_mmu_notifier',
+  'insert_interval_notifier',
 ] as const;
 
 const fault = { host: Path.host, fault: Path.fault };
@@ -34,11 +37,11 @@ const put = describe({
   tag: 'faults',
   summary: 'Let the next call of an operation fail',
   description:
-    'Holds for the next call of `call` and is gone after it, met or not. `record_alloc`: the allocation of a vfio_pfn fails. `charge`: a fatal signal arrives while the lock of locked_vm is waited for. The `nth` attempt of that call fails.',
+    'Holds for the next call of `call` and is gone after it, met or not. `record_alloc`: the allocation of a vfio_pfn fails. `charge`: a fatal signal arrives while the lock of locked_vm is waited for. `subscriptions_alloc`: the first registration of an mm finds no memory for its list. The `nth` attempt of that call fails.',
   does: 'command',
   params: fault,
   body: closed({
-    point: Names(POINTS, 'What fails'),
+    point: Names(FAULT_POINTS, 'What fails'),
     call: Names(CALLS, 'Operation whose next call meets it'),
     nth: Type.Optional(Int('Which attempt of that call fails, from 1 (default 1)')),
   }),

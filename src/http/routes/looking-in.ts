@@ -5,10 +5,12 @@ import type { Fields } from '../../kernel/outcome.ts';
 import { invariants, leaks } from '../../kernel/view/host.ts';
 import type { Api } from '../api.ts';
 import { describe } from '../describe.ts';
-import { DEFAULT_PAGE } from '../limits.ts';
+import { DEFAULT_PAGE, MAX_PAGE } from '../limits.ts';
+import { showPerfetto } from '../perfetto/perfetto.ts';
 import { logBody, printLines, show, showLog } from '../reply.ts';
 import { Count, closed, LogOf, Names, Path, SinceQuery } from '../schema.ts';
-import { DmesgEntry, Invariants, JournalEntry, Leaks, TraceEntry } from '../views/host.ts';
+import { DmesgEntry, Invariants, JournalEntry, Leaks } from '../views/host.ts';
+import { PerfettoTrace, TraceEntry } from '../views/trace.ts';
 
 const host = { host: Path.host };
 const refusalExample = { errno: 'NOT_FOUND', detail: "no host 'h9'" } as const;
@@ -57,15 +59,26 @@ const trace = describe({
   operationId: 'trace',
   tag: 'looking-in',
   summary: 'Trace',
-  description: 'Every operation, phase, notifier call and lock event in one strict order.',
+  description:
+    'Every operation, phase, notifier call and lock event in one strict order. `format=perfetto` gives a document that https://ui.perfetto.dev opens: a track for each task, device and notifier, operations and pins as asynchronous slices, a flow from each event to its callbacks, counters. Without `since` that is about the newest entries.',
   does: 'read',
   params: host,
-  query: SinceQuery,
+  query: {
+    ...SinceQuery,
+    limit: Type.Optional(
+      Type.Integer({
+        minimum: 1,
+        maximum: MAX_PAGE,
+        description: `Entries at most (default ${DEFAULT_PAGE}; of format=perfetto ${MAX_PAGE})`,
+      }),
+    ),
+    format: Type.Optional(Names(['json', 'perfetto'], 'json (default) or perfetto')),
+  },
   success: [
     {
       status: 200,
-      description: 'Entries in order',
-      schema: LogOf(TraceEntry),
+      description: 'Entries in order, or one document for the Perfetto UI',
+      schema: Type.Union([LogOf(TraceEntry), PerfettoTrace]),
       example: {
         items: [
           {
@@ -78,6 +91,8 @@ const trace = describe({
             ret: 0,
             errno: null,
             parked: null,
+            task: 'qemu',
+            device: null,
           },
         ],
       },
@@ -202,8 +217,9 @@ export function lookingInRoutes(app: Api): void {
     return format === 'text' ? printLines(reply, log) : logBody(log);
   });
   app.get(`${at}/trace`, { schema: trace }, async (request) => {
-    const { since = 0, limit = DEFAULT_PAGE } = request.query;
-    return logBody(await showLog(request, (state) => state.trace.since(since, limit)));
+    const { since, limit, format } = request.query;
+    if (format === 'perfetto') return showPerfetto(request, since, limit ?? MAX_PAGE);
+    return logBody(await showLog(request, (state) => state.trace.since(since ?? 0, limit ?? DEFAULT_PAGE)));
   });
   app.get(`${at}/journal`, { schema: journal }, async (request) => {
     const { since = 0, limit = DEFAULT_PAGE } = request.query;

@@ -8,7 +8,7 @@ import { describe } from '../describe.ts';
 import { DEFAULT_PAGE, MAX_ARRAY, MAX_SHOWN_PAGES } from '../limits.ts';
 import { decodeCursor, int, mask, u64 } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { closed, Flags, Id, Int, MAX_PFN, PageOf, PageQuery, Path, ReplyOf, U64, U64Out } from '../schema.ts';
+import { closed, Flags, Id, Int, MAX_PFN, PageOf, PageQuery, Path, ReplyOf, StopAt, U64, U64Out } from '../schema.ts';
 import { Area, TaskPage } from '../views/tasks.ts';
 
 const task = { host: Path.host, task: Path.task };
@@ -62,8 +62,9 @@ const mmap = describe({
   tag: 'tasks',
   summary: 'mmap(MAP_FIXED)',
   description:
-    'Maps a range afresh; what it overlaps is unmapped first, unless `noreplace` refuses that. An explicit page layout lays out memory to the page.',
+    'Maps a range afresh; what it overlaps is unmapped first, unless `noreplace` refuses that. An explicit page layout lays out memory to the page. It waits while an operation holds mmap_lock.',
   does: 'command',
+  waits: true,
   params: task,
   body: closed({
     addr,
@@ -71,6 +72,7 @@ const mmap = describe({
     prot,
     backing: Type.Optional(BackingBody),
     noreplace: Type.Optional(Type.Boolean({ description: 'EEXIST instead of unmapping (default false)' })),
+    stop_at: StopAt,
   }),
   bodyExample: {
     addr: '0x600000000000',
@@ -92,23 +94,25 @@ const mmap = describe({
       example: { ret: 0, addr: '0x600000000000', seq: 26 },
     },
   ],
-  refusals: ['EINVAL', 'ENOMEM', 'EEXIST', 'ESRCH', 'EOVERFLOW', 'ENOSPC', 'E2BIG', 'EBUSY'],
+  refusals: ['EINVAL', 'ENOMEM', 'EEXIST', 'ESRCH', 'EOVERFLOW', 'ENOSPC', 'E2BIG', 'EBUSY', 'EINTR', 'EDEADLK'],
   refusalExample: { errno: 'EEXIST', detail: 'addr: [0x7f0000000000, 0x7f0100000000) is mapped' },
 });
 
-const range = closed({ addr, length });
+const range = closed({ addr, length, stop_at: StopAt });
 
 const munmap = describe({
   operationId: 'munmap',
   tag: 'tasks',
   summary: 'munmap()',
-  description: 'Unmaps a range; holes in it are no error. Pinned pages keep their references.',
+  description:
+    'Unmaps a range; holes in it are no error. Pinned pages keep their references. Notifiers are told between `before_start` and `after_end`: UNMAP of the whole request.',
   does: 'command',
+  waits: true,
   params: task,
   body: range,
   bodyExample: { addr: '0x600000000000', length: '0x5000' },
   success: [{ status: 200, description: 'Unmapped', schema: ReplyOf({}), example: { ret: 0, seq: 27 } }],
-  refusals: ['EINVAL', 'ENOMEM', 'ESRCH'],
+  refusals: ['EINVAL', 'ENOMEM', 'ESRCH', 'EINTR', 'EDEADLK', 'EBUSY'],
   refusalExample: { errno: 'EINVAL', detail: 'addr: 0x600000000800 is not page aligned' },
 });
 
@@ -116,13 +120,15 @@ const mprotect = describe({
   operationId: 'mprotect',
   tag: 'tasks',
   summary: 'mprotect()',
-  description: 'Changes the rights of a range.',
+  description:
+    'Changes the rights of a range. Notifiers are told PROTECTION_VMA from the first address with page tables on; the areas have changed by then.',
   does: 'command',
+  waits: true,
   params: task,
-  body: closed({ addr, length, prot }),
+  body: closed({ addr, length, prot, stop_at: StopAt }),
   bodyExample: { addr: '0x7f0000000000', length: '0x1000', prot: ['READ'] },
   success: [{ status: 200, description: 'Changed', schema: ReplyOf({}), example: { ret: 0, seq: 28 } }],
-  refusals: ['EINVAL', 'ENOMEM', 'EACCES', 'ESRCH'],
+  refusals: ['EINVAL', 'ENOMEM', 'EACCES', 'ESRCH', 'EINTR', 'EDEADLK', 'EBUSY'],
   refusalExample: { errno: 'ENOMEM', detail: 'vaddr 0x600000000000: nothing is mapped' },
 });
 
@@ -190,6 +196,10 @@ const pages = describe({
             ref_count: 1025,
             pin_count: 1,
             dirty: false,
+            entry: 'present',
+            flags: ['WRITE', 'DIRTY', 'YOUNG'],
+            swap_slot: null,
+            entry_pfn: null,
           },
         ],
       },
@@ -212,7 +222,7 @@ export function backingOf(body: Static<typeof BackingBody> = { kind: 'anon' }): 
 export function memoryRoutes(app: Api): void {
   const one = '/v1/hosts/:host/tasks/:task';
   app.post(`${one}/mmap`, { schema: mmap }, (request, reply) => {
-    const { addr, length, prot, backing, noreplace = false } = request.body;
+    const { addr, length, prot, backing, noreplace = false, ...rest } = request.body;
     return submit(request, reply, {
       op: 'mmap',
       task: request.params.task,
@@ -221,20 +231,28 @@ export function memoryRoutes(app: Api): void {
       prot: mask(prot, PROT),
       backing: backingOf(backing),
       noreplace,
+      ...rest,
     });
   });
   app.post(`${one}/munmap`, { schema: munmap }, (request, reply) => {
-    const { addr, length } = request.body;
-    return submit(request, reply, { op: 'munmap', task: request.params.task, addr: u64(addr), length: u64(length) });
+    const { addr, length, ...rest } = request.body;
+    return submit(request, reply, {
+      op: 'munmap',
+      task: request.params.task,
+      addr: u64(addr),
+      length: u64(length),
+      ...rest,
+    });
   });
   app.post(`${one}/mprotect`, { schema: mprotect }, (request, reply) => {
-    const { addr, length, prot } = request.body;
+    const { addr, length, prot, ...rest } = request.body;
     return submit(request, reply, {
       op: 'mprotect',
       task: request.params.task,
       addr: u64(addr),
       length: u64(length),
       prot: mask(prot, PROT),
+      ...rest,
     });
   });
   app.get(`${one}/maps`, { schema: maps }, (request) => {

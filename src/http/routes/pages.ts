@@ -23,8 +23,11 @@ const example = {
   mapcount: 1,
   pin_count: 0,
   dirty: false,
+  needs_writeback: false,
+  swap_slot: null,
+  locked_by: null,
 };
-const KINDS = ['normal', 'reserved', 'zero', 'device'] as const;
+const KINDS = ['normal', 'reserved', 'zero', 'device', 'zone_device'] as const;
 
 const put = describe({
   operationId: 'put_page',

@@ -7,7 +7,7 @@ import { describe } from '../describe.ts';
 import { DEFAULT_PAGE } from '../limits.ts';
 import { decodeCursor, int, u64 } from '../parse.ts';
 import { show, showPage, submit } from '../reply.ts';
-import { closed, Id, Int, PageOf, PageQuery, Path, ReplyOf, U64 } from '../schema.ts';
+import { closed, Id, Int, PageOf, PageQuery, Path, ReplyOf, StopAt, U64 } from '../schema.ts';
 import { Task, TaskFields } from '../views/tasks.ts';
 
 const task = { host: Path.host, task: Path.task };
@@ -19,7 +19,7 @@ const cap_sys_rawio = Type.Boolean({ description: 'CAP_SYS_RAWIO, which noiommu 
 /** RLIMIT_MEMLOCK where PUT names none. */
 export const DEFAULT_RLIMIT = '0x4000000';
 
-const example = {
+export const example = {
   id: 'qemu',
   pid: 1000,
   mm: 'mm-1',
@@ -122,15 +122,17 @@ const exit = describe({
   tag: 'tasks',
   summary: 'Exit',
   description:
-    'Ends a thread made with `thread_of` alone, or a whole process; with `thread_only` also the first thread of a process alone. Containers, groups and devices stay open: they belong to no task.',
+    'Ends a thread made with `thread_of` alone, or a whole process; with `thread_only` also the first thread of a process alone. Containers, groups and devices stay open: they belong to no task. With the last user of an address space, interval notifiers are told RELEASE, plain ones are called with `release`, and its memory goes.',
   does: 'command',
+  waits: true,
   params: task,
   body: closed({
     thread_only: Type.Optional(Type.Boolean({ description: 'Its other threads live on (default false)' })),
+    stop_at: StopAt,
   }),
   bodyExample: {},
   success: [{ status: 200, description: 'Exited', schema: ReplyOf({}), example: { ret: 0, seq: 29 } }],
-  refusals: ['ESRCH'],
+  refusals: ['ESRCH', 'EDEADLK', 'EBUSY'],
   refusalExample: { errno: 'ESRCH', detail: "task 'qemu' has exited" },
 });
 
@@ -205,13 +207,15 @@ export function taskRoutes(app: Api): void {
     return showPage(request, (host) => listTasks(host, after, limit));
   });
   app.get(one, { schema: get }, (request) => show(request, (host) => viewTask(host, request.params.task)));
-  app.post(`${one}/exit`, { schema: exit }, (request, reply) =>
-    submit(request, reply, {
+  app.post(`${one}/exit`, { schema: exit }, (request, reply) => {
+    const { thread_only, ...rest } = request.body;
+    return submit(request, reply, {
       op: 'exit',
       task: request.params.task,
-      ...(request.body.thread_only === true ? { thread_only: true } : {}),
-    }),
-  );
+      ...(thread_only === true ? { thread_only } : {}),
+      ...rest,
+    });
+  });
   app.post(`${one}/exec`, { schema: exec }, (request, reply) =>
     submit(request, reply, { op: 'exec', task: request.params.task }),
   );

@@ -1,11 +1,17 @@
 // Schemas of what GETs show of a host as a whole: its options and counters, operations, logs, leaks.
 
 import Type from 'typebox';
+import { FAULT_POINTS } from '../../kernel/fault-rule.ts';
 import { PROFILE_NAMES } from '../../kernel/profile.ts';
 import { Count, closed, Int, Names, Nullable, U64Out } from '../schema.ts';
 import { at, bool, bug, id, names, object, str } from './fields.ts';
 
 const Problem = Type.Unsafe<unknown>({ $ref: '#/components/schemas/Problem' });
+
+const HeldLock = closed({
+  lock: str('`<class>:<what it guards>`'),
+  mode: Names(['R', 'W'], 'Shared or exclusive'),
+});
 
 const operationFields = {
   id,
@@ -13,7 +19,10 @@ const operationFields = {
   state: Names(['running', 'stopped', 'blocked', 'done'], 'State'),
   phase: str('Where it is'),
   blocked_on: Nullable(Type.String(), 'What it waits for, `<kind of thing>:<id>`'),
-  container: str('Container it works on'),
+  container: Nullable(Type.String(), 'Container it works on; null: none'),
+  task: Nullable(Type.String(), 'Task that runs it; null: none in particular'),
+  mm: Nullable(Type.String(), 'Address space it works on; null: none in particular'),
+  locks_held: Type.Array(HeldLock, { description: 'Locks it holds, in the order in which it took them' }),
   seq: Count('Command that started it'),
   at,
   request_id: str('Request that started it'),
@@ -27,6 +36,28 @@ const operationFields = {
   problem: Type.Optional(Problem),
 };
 export const OperationView = object('Operation', operationFields);
+
+/** Reply to a step: the operation as the step has left it. */
+export const Stepped = object('Stepped', {
+  ret: Int('0'),
+  ...operationFields,
+  seq: Count('Position of the step in the journal; the id says which command started the operation'),
+});
+export const steppedExample = {
+  id: 'munmap-7',
+  kind: 'munmap',
+  state: 'stopped',
+  phase: 'after_start',
+  blocked_on: null,
+  container: null,
+  task: 'qemu',
+  mm: 'mm-1',
+  locks_held: [{ lock: 'mmap_lock:mm-1', mode: 'R' }],
+  at: 1700000000000,
+  request_id: 'c9a1',
+  finished_seq: null,
+  result: null,
+};
 
 const { id: _id, kind, seq, ...mayBeGone } = operationFields;
 /** Reply to a command that waits while its client does not. */
@@ -44,6 +75,9 @@ export const operationExample = {
   phase: 'notify',
   blocked_on: 'notification:notification-1',
   container: 'vfio0',
+  task: null,
+  mm: null,
+  locks_held: [],
   seq: 7,
   at: 1700000000000,
   request_id: 'c9a1',
@@ -116,7 +150,7 @@ export const Leaks = object('Leaks', LeakFields);
 
 export const FaultFields = {
   id,
-  point: Names(['record_alloc', 'charge'], 'What fails'),
+  point: Names(FAULT_POINTS, 'What fails'),
   call: str('Operation whose next call meets it'),
   nth: Int('Which attempt of that call fails', 1),
 };
@@ -137,22 +171,6 @@ export const DmesgEntry = object('DmesgEntry', {
   where: Nullable(Type.String(), 'Kernel function that raised it'),
   request_id: str('Request that caused it'),
 });
-
-/** Further fields depend on the event. */
-export const TraceEntry = Type.Object(
-  {
-    n: Int('Own counter', 1),
-    seq: Count('Command'),
-    at,
-    request_id: str('Request'),
-    event: str('operation, phase, notify, notify_return, lock'),
-    op: str('Command or operation'),
-  },
-  {
-    title: 'TraceEntry',
-    additionalProperties: Type.Union([Type.String(), Type.Number(), Type.Boolean(), Type.Null()]),
-  },
-);
 
 export const JournalEntry = object('JournalEntry', {
   n: Int('Own counter, the same as seq', 1),

@@ -34,6 +34,12 @@ export const Area = object('Area', {
         pgoff: Int('Page of the file at addr'),
         shared: bool('MAP_SHARED'),
       }),
+      closed({
+        kind: Type.Literal('device'),
+        consumer: str('Whose memory'),
+        of: str('Device'),
+        pfn: PageFrame('Host page at addr'),
+      }),
       closed({ kind: Names(['pfnmap', 'pages'], 'Explicit layout'), pfn: PageFrame('Host page at addr') }),
     ],
     { description: 'What lies behind it' },
@@ -45,6 +51,13 @@ export const TaskPage = object('TaskPage', {
   pfn: Nullable(PageFrame('Host page'), 'null: not present'),
   present: bool('Whether the page table has it'),
   writable: bool('Whether the entry may be written'),
+  entry: Names(
+    ['none', 'present', 'swap', 'migration', 'device_exclusive', 'device_private', 'hwpoison'],
+    'What the entry of the page table is',
+  ),
+  flags: names('PTE flags'),
+  swap_slot: Nullable(Count('Slot'), 'Of a swap entry'),
+  entry_pfn: Nullable(PageFrame('Host page'), 'Of a migration or device entry: the page that it names'),
   ref_count: Int('Raw counter, bias of pins included from 5.8 on'),
   pin_count: Count('Pins'),
   dirty: bool('Whether a pin was released with the dirty mark'),
@@ -52,11 +65,14 @@ export const TaskPage = object('TaskPage', {
 
 export const Page = object('Page', {
   pfn: PageFrame('Host page'),
-  kind: Names(['normal', 'reserved', 'zero', 'device'], 'What it is'),
+  kind: Names(['normal', 'reserved', 'zero', 'device', 'zone_device'], 'What it is'),
   struct_page: bool('Whether it has a struct page'),
-  mapping: Nullable(Names(['anon', 'file'], 'Kind'), 'What it is a page of'),
+  mapping: Nullable(Names(['anon', 'file', 'ksm'], 'Kind'), 'What it is a page of'),
   ref_count: Int('Raw counter, bias of pins included from 5.8 on'),
   mapcount: Count('Page-table entries that map it'),
   pin_count: Count('Pins'),
   dirty: bool('Whether a pin was released with the dirty mark'),
+  needs_writeback: bool('Whether what it holds is to be written back'),
+  swap_slot: Nullable(Count('Slot'), 'Slot of the swap cache that it is in'),
+  locked_by: Nullable(Type.String(), 'Operation, or `task:<id>`, that holds its page lock'),
 });

@@ -51,7 +51,7 @@ export function followPfnmap(host: Host, mm: MmStruct, page: PageNumber, write: 
   const vma = vmaAt(mm, page);
   if (vma === null || (vma.flags & VM_PFNMAP) === 0)
     throw new Errno('EFAULT', `vaddr ${printPage(page)}: no VM_PFNMAP area`);
-  if (host.profile.pfnmapPfn === 'linear')
+  if (host.profile.pfnmapPfn === 'linear' && vma.kind === 'pfnmap')
     return asPfn(layoutPfn(getLayout(host.mm, vma.layout as number), vma.start - vma.origin) + (page - vma.start));
   if ((mm.page_table.flags(page) & PTE_TYPE_MASK) !== PTE_PRESENT) handleMmFault(host, mm, vma, page, write);
   if (host.profile.pfnmapReadOnlyWrite === 'EFAULT' && write && (mm.page_table.flags(page) & PTE_WRITE) === 0)

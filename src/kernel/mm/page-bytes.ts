@@ -6,7 +6,7 @@ import type { Host } from '../host.ts';
 import { PAGE_SIZE } from '../lib/u64.ts';
 import { MAX_WRITTEN_PAGES } from '../limits.ts';
 import type { Done } from '../outcome.ts';
-import { KIND_ANON, KIND_FILE, KIND_ZERO } from './page-frames.ts';
+import { KIND_ANON, KIND_FILE, KIND_KSM, KIND_ZERO } from './page-frames.ts';
 
 /** Decides what pages hold that nobody has written. EBUSY: a page has been written already. */
 export function putPageContents(host: Host, { contents }: Extract<Command, { op: 'put_page_contents' }>): Done {
@@ -21,10 +21,12 @@ export function putPageContents(host: Host, { contents }: Extract<Command, { op:
 /** Byte i of a page of which nothing was written, under the contents 'pattern'. */
 const patternByte = (pfn: number, i: number): number => (7 * (pfn % 256) + 13 * i + 31 * (i >>> 8)) & 0xff;
 
+const KINDS_OF_ZEROS: readonly number[] = [KIND_ANON, KIND_FILE, KIND_ZERO, KIND_KSM];
+
 /** Memory that the kernel hands out, and files, begin as zeros whatever the contents of explicit pages. */
 function isPattern(host: Host, pfn: number): boolean {
   const kind = host.mm.pages.kind(pfn);
-  return host.mm.contents === 'pattern' && kind !== KIND_ANON && kind !== KIND_FILE && kind !== KIND_ZERO;
+  return host.mm.contents === 'pattern' && !KINDS_OF_ZEROS.includes(kind);
 }
 
 /** Copies the bytes [offset, offset + into.length) of a page. */
@@ -49,6 +51,16 @@ export function writePage(host: Host, pfn: number, offset: number, from: Uint8Ar
   written.data.set(from, offset);
   written.version = host.seq;
   return true;
+}
+
+/** Whether two pages hold the same bytes (pages_identical). */
+export function pagesIdentical(host: Host, a: number, b: number): boolean {
+  const { bytes } = host.mm.pages;
+  if (!bytes.has(a) && !bytes.has(b) && !isPattern(host, a) && !isPattern(host, b)) return true;
+  const [one, two] = [new Uint8Array(PAGE_SIZE), new Uint8Array(PAGE_SIZE)];
+  readPage(host, a, 0, one);
+  readPage(host, b, 0, two);
+  return one.every((byte, i) => byte === two[i]);
 }
 
 /** A copy of a page takes its bytes along (copy_user_highpage). Nothing to do where both hold zeros. */

@@ -17,6 +17,14 @@ export const KIND_RESERVED = 4;
 export const KIND_ZERO = 5;
 /** No struct page: never counted, never pinned. */
 export const KIND_DEVICE = 6;
+/** First page of what devices decode: no RAM is there. */
+export const MMIO_PFN = 0x380000000;
+/** Anonymous pages of equal bytes that KSM has merged into this one: never written in place. */
+export const KIND_KSM = 7;
+/** Memory of a device that has struct pages (ZONE_DEVICE): idle with one reference. Declared so. */
+export const KIND_ZONE_DEVICE = 8;
+/** The same after the removal of its device has begun: faults do not map it any more. */
+export const KIND_REMOVED = 9;
 /** The kind was declared by put_page; it stays for ever and the frame is never handed out. */
 export const PG_DECLARED = 1 << 4;
 /** The kind was decided by a VM_PFNMAP area or is the zero page's; it stays and the frame is never handed out. */
@@ -61,8 +69,12 @@ export class PageFrames {
   declared = 0;
   /** The shared zero page, chosen at its first use. */
   zero_pfn: number | null = null;
+  /** One past the last page that a device has taken. */
+  mmio_end = MMIO_PFN;
   /** Bytes of the pages that somebody wrote, with the seq of the last change. */
   readonly bytes = new Map<number, { data: Uint8Array; version: number }>();
+  /** Pins returned so far (nr_foll_pin_released). */
+  pins_released = 0;
   private last_index = -1;
   private last_chunk: PageChunk | undefined;
 
@@ -92,7 +104,15 @@ export class PageFrames {
   }
 
   kind(pfn: number): number {
-    return this.state(pfn) & KIND_MASK;
+    const kind = this.state(pfn) & KIND_MASK;
+    return kind === KIND_NONE && pfn >= MMIO_PFN && pfn < this.mmio_end ? KIND_DEVICE : kind;
+  }
+
+  /** Takes pages of the physical address space for a device: none of them has a struct page. Returns the first. */
+  takeMmio(npage: number): number {
+    const pfn = this.mmio_end;
+    this.mmio_end += npage;
+    return pfn;
   }
 
   mapcount(pfn: number): number {
@@ -217,6 +237,30 @@ export class PageFrames {
     this.drop(chunk, pfn, 1, (settled >>> 0) - ONE_MAPPING, seq);
   }
 
+  /** One reference more (get_page). */
+  get(pfn: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    this.write(chunk, pfn, ((chunk.refcount[i] as number) + 1) | 0, chunk.state[i] as number, seq);
+  }
+
+  /** get_page() where the page may be free (try_get_page). False: its counter is not positive. */
+  tryGet(pfn: number, seq: number): boolean {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    const refcount = chunk.refcount[i] as number;
+    // The reference that a zero page has from boot is not counted here.
+    if (refcount < 0 || (refcount === 0 && ((chunk.state[i] as number) & KEPT) === 0)) return false;
+    this.get(pfn, seq);
+    return true;
+  }
+
+  /** One reference less (put_page). */
+  put(pfn: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    this.drop(chunk, pfn, 1, chunk.state[pfn & SLOT_MASK] as number, seq);
+  }
+
   /**
    * Takes the references of one pin (try_grab_page). False: the counter is not positive, as after an overflow.
    * Precondition: the page has a struct page.
@@ -236,6 +280,13 @@ export class PageFrames {
     return true;
   }
 
+  /** Pins taken so far (nr_foll_pin_acquired): those returned, and those held, which are counted. */
+  pinsAcquired(): number {
+    let held = 0;
+    for (const { pins } of this.chunks.values()) if (pins !== null) for (const count of pins) held += count;
+    return this.pins_released + held;
+  }
+
   /** Returns the references of one pin, after the dirty mark if asked (unpin_user_pages_dirty_lock). */
   unpin(pfn: number, bias: number, dirty: boolean, seq: number): void {
     const chunk = this.chunkFor(pfn);
@@ -243,6 +294,7 @@ export class PageFrames {
     const pins = chunk.pins?.[i] ?? 0;
     if (chunk.pins === null || pins === 0) throw new Error(`page ${pfn} is not pinned`);
     chunk.pins[i] = pins - 1;
+    this.pins_released++;
     if (pins === 1) this.pinned--;
     const state = chunk.state[i] as number;
     this.drop(chunk, pfn, bias, dirty ? state | PG_DIRTY : state, seq);
@@ -263,6 +315,41 @@ export class PageFrames {
     this.write(chunk, pfn, refcount, left, seq);
   }
 
+  /** Marks a page in use dirty (set_page_dirty). */
+  setDirty(pfn: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    this.write(chunk, pfn, chunk.refcount[i] as number, ((chunk.state[i] as number) | PG_DIRTY) >>> 0, seq);
+  }
+
+  /** A dirty entry was made clean, or the page was redirtied without one: the mark moves to the page. */
+  setPteDirty(pfn: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    this.write(chunk, pfn, chunk.refcount[i] as number, ((chunk.state[i] as number) | PG_PTE_DIRTY) >>> 0, seq);
+  }
+
+  /** Whether what the page holds is to be written back, whoever said so. Dirty entries have not told it yet. */
+  needsWriteback(pfn: number): boolean {
+    return (this.state(pfn) & (PG_DIRTY | PG_PTE_DIRTY)) !== 0;
+  }
+
+  /** A page in use becomes one of another kind. Precondition: its kind is not kept. */
+  setKind(pfn: number, kind: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    const state = ((chunk.state[i] as number) & ~KIND_MASK) | kind;
+    this.write(chunk, pfn, chunk.refcount[i] as number, state >>> 0, seq);
+  }
+
+  /** The page need not be written anywhere (ClearPageDirty). */
+  clearDirty(pfn: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    const state = ((chunk.state[i] as number) & ~(PG_DIRTY | PG_PTE_DIRTY)) >>> 0;
+    this.write(chunk, pfn, chunk.refcount[i] as number, state, seq);
+  }
+
   /** Decides the kind of a page for ever. Precondition: it is not kept yet. */
   keep(pfn: number, kind: number, how: typeof PG_DECLARED | typeof PG_CLAIMED, seq: number): void {
     const chunk = this.chunkFor(pfn);
@@ -270,6 +357,14 @@ export class PageFrames {
     const flags = (chunk.state[i] as number) & ~KIND_MASK;
     this.write(chunk, pfn, chunk.refcount[i] as number, (flags | kind | how) >>> 0, seq);
     if (how === PG_DECLARED) this.declared++;
+  }
+
+  /** A page whose kind is kept becomes one of another kind. */
+  changeKept(pfn: number, kind: number, seq: number): void {
+    const chunk = this.chunkFor(pfn);
+    const i = pfn & SLOT_MASK;
+    const state = (((chunk.state[i] as number) & ~KIND_MASK) | kind) >>> 0;
+    this.write(chunk, pfn, chunk.refcount[i] as number, state, seq);
   }
 
   /** The zero page that untouched memory reads as: the first frame beyond memory of which nothing is known. */

@@ -23,6 +23,10 @@ export const PTE_DIRTY = 1 << 5;
 export const PTE_YOUNG = 1 << 6;
 /** The page is not counted in refcount and mapcount: the zero page, and everything in a VM_PFNMAP area. */
 export const PTE_SPECIAL = 1 << 7;
+/** Written since clear_soft_dirty. */
+export const PTE_SOFT_DIRTY = 1 << 8;
+/** The anonymous page belongs to this entry alone (PG_anon_exclusive); kept in swap entries too. */
+export const PTE_ANON_EXCLUSIVE = 1 << 9;
 const FLAGS_MASK = 0xfff;
 const LOW_WORD = 2 ** 32;
 
@@ -83,6 +87,9 @@ export const flagsAt = (leaf: Leaf, i: number): number => (leaf.words[2 * i + 1]
 /** Whether an entry counts in the resident set: a present page that has a struct page behind it. */
 export const isResident = (flags: number): boolean => (flags & (PTE_TYPE_MASK | PTE_SPECIAL)) === PTE_PRESENT;
 
+/** Whether an entry, or one of two, is neither none nor present: a fault on it is more than a look at the area. */
+const isNonpresent = (flags: number): boolean => (flags & PTE_TYPE_MASK) > PTE_PRESENT;
+
 /** The leaf of a page, made where it is missing. */
 function pteAlloc(host: Host, mm: MmStruct, page: number): Leaf {
   const index = leafIndex(page);
@@ -121,6 +128,7 @@ export function setPte(host: Host, mm: MmStruct, page: number, pfn: number, flag
   leaf.words[at + 1] = (Math.floor(pfn / LOW_WORD) * 4096 + flags) >>> 0;
   if ((old & PTE_TYPE_MASK) === PTE_NONE) leaf.used++;
   mm.rss += Number(isResident(flags)) - Number(isResident(old));
+  if (isNonpresent(flags | old)) host.mm.nonpresent += Number(isNonpresent(flags)) - Number(isNonpresent(old));
   leaf.version = host.seq;
 }
 
@@ -134,7 +142,9 @@ export function setPteFlags(host: Host, leaf: Leaf, i: number, flags: number): v
 
 /** Makes entry i of the leaf at `index` none. The leaf goes with its last entry. */
 export function clearPte(host: Host, mm: MmStruct, index: number, leaf: Leaf, i: number): void {
-  mm.rss -= Number(isResident(flagsAt(leaf, i)));
+  const old = flagsAt(leaf, i);
+  mm.rss -= Number(isResident(old));
+  if (isNonpresent(old)) host.mm.nonpresent--;
   leaf.words[2 * i] = 0;
   leaf.words[2 * i + 1] = 0;
   leaf.used--;

@@ -11,6 +11,7 @@ import {
   KIND_DEVICE,
   KIND_NONE,
   KIND_NORMAL,
+  KIND_REMOVED,
   KIND_RESERVED,
   KIND_ZERO,
   MAX_MAPCOUNT,
@@ -39,7 +40,7 @@ function eachPage(layout: Layout, visit: (pfn: number, index: number) => void): 
 /**
  * Whether the layout can be mapped whole at `start`.
  * ENOMEM: MAX_PAGE_TABLES; MAX_PAGE_CHUNKS; a page to be `counted` is mapped MAX_MAPCOUNT times.
- * EINVAL: a page to be `counted` has no struct page.
+ * EINVAL: a page to be `counted` has no struct page, or none any more.
  */
 export function requireRoom(host: Host, mm: MmStruct, layout: Layout, start: number, counted: boolean): void {
   const { pages } = host.mm;
@@ -55,6 +56,8 @@ export function requireRoom(host: Host, mm: MmStruct, layout: Layout, start: num
     if (!counted) return;
     if (pages.kind(pfn) === KIND_DEVICE)
       throw new Errno('EINVAL', `page ${pfn} has no struct page: it can be mapped by a 'pfnmap' backing only`);
+    if (pages.kind(pfn) === KIND_REMOVED)
+      throw new Errno('EINVAL', `page ${pfn} has no struct page: its device was removed`);
     if (pages.mapcount(pfn) >= MAX_MAPCOUNT)
       throw new Errno('ENOMEM', `page ${pfn} is mapped ${MAX_MAPCOUNT} times, the most a page can be`);
   });

@@ -3,11 +3,13 @@
 import type { Command } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import type { Host } from '../host.ts';
-import { hex } from '../lib/u64.ts';
+import { hex, PAGE_SIZE } from '../lib/u64.ts';
 import { MAX_TASKS } from '../limits.ts';
+import { type HeldLock, killWaits } from '../lock.ts';
 import type { Done, Fields } from '../outcome.ts';
+import { runThreads } from '../thread.ts';
 import { type MmId, MmStruct } from './mm.ts';
-import { exitMmap } from './zap.ts';
+import { releaseTaskLocks } from './task-locks.ts';
 
 /** RLIM_INFINITY: an unlimited rlimit, as a number of bytes. */
 export const RLIM_INFINITY = 2n ** 64n - 1n;
@@ -31,6 +33,11 @@ export interface Task {
   /** Absent where nobody named it: it does not have it. */
   cap_sys_rawio?: boolean;
   body: TaskBody;
+  /** Locks that it holds between two of its calls. */
+  locks: HeldLock[];
+  signal_pending: boolean;
+  /** It dies as soon as it leaves the kernel: what waits killably gives up. */
+  fatal_signal_pending: boolean;
 }
 
 /** What the threads of a process share (signal_struct). */
@@ -78,7 +85,8 @@ export function requireMm(host: Host, id: string): MmStruct {
 export function taskRlimitPages(host: Host, id: string): number {
   const { rlimit_memlock } = threadGroupOf(host, getTask(host, id));
   if (rlimit_memlock === 'unlimited' || rlimit_memlock === RLIM_INFINITY) return Number.POSITIVE_INFINITY;
-  return Number(rlimit_memlock >> 12n);
+  const bytes = Number(rlimit_memlock);
+  return bytes <= Number.MAX_SAFE_INTEGER ? Math.floor(bytes / PAGE_SIZE) : Number(rlimit_memlock >> 12n);
 }
 
 /** What a command that makes or changes a task answers. */
@@ -111,6 +119,26 @@ function requireSameBody(task: Task, body: TaskBody): void {
   }
 }
 
+export const newTask = (pid: number, leader: string, mm: MmId, id: string, body: TaskBody): Task => ({
+  id,
+  pid,
+  leader,
+  mm,
+  cap_ipc_lock: body.cap_ipc_lock,
+  ...(body.cap_sys_rawio === true ? { cap_sys_rawio: true } : {}),
+  body,
+  locks: [],
+  signal_pending: false,
+  fatal_signal_pending: false,
+});
+
+/** Precondition: its thread group exists. */
+export function addTask(host: Host, task: Task): Task {
+  host.mm.tasks.set(task.id, task);
+  threadGroupOf(host, task).threads.push(task.id);
+  return task;
+}
+
 /**
  * Starts a process, or a thread in the process of `thread_of`, whose mm and rlimit it shares (its own is not looked at).
  * EEXIST: made with another body. EAGAIN: the host has MAX_TASKS. ESRCH: `thread_of` has exited.
@@ -138,9 +166,7 @@ export function putTask(host: Host, command: Extract<Command, { op: 'put_task' }
     memory.mms.set(mm.id, mm);
     memory.thread_groups.set(id, { rlimit_memlock, threads: [] });
   }
-  const task: Task = { id, pid: memory.next_pid++, leader, mm: mm.id, cap_ipc_lock, ...capable, body };
-  memory.tasks.set(id, task);
-  threadGroupOf(host, task).threads.push(id);
+  const task = addTask(host, newTask(memory.next_pid++, leader, mm.id, id, body));
   return { ret: 0, created: true, fields: taskFields(host, task) };
 }
 
@@ -165,40 +191,49 @@ export function patchTask(host: Host, command: Extract<Command, { op: 'patch_tas
   return { ret: 0, fields: taskFields(host, task) };
 }
 
-/** Models exit_mm() of one thread, a leader too; the address space goes with its last user. ESRCH: it has exited. */
-export function exitThread(host: Host, id: string): void {
+/**
+ * A signal arrives: it stays pending, and a fatal one ends the waits that it may end. ESRCH: the task has exited.
+ */
+export function signalTask(host: Host, { task: id, fatal }: Extract<Command, { op: 'signal' }>): Done {
+  requireMm(host, id);
+  const task = getTask(host, id);
+  task.signal_pending = true;
+  if (fatal) task.fatal_signal_pending = true;
+  if (fatal) killWaits(host, id);
+  runThreads(host);
+  return { ret: 0, fields: { signal_pending: true, fatal_signal_pending: task.fatal_signal_pending } };
+}
+
+/**
+ * Models exit_mm() of one thread, a leader too. Returns the address space where that was its last user: it has to be torn down.
+ * ESRCH: it has exited.
+ */
+export function exitThread(host: Host, id: string): MmStruct | null {
   const task = getTask(host, id);
   const mm = requireMm(host, id);
   const { threads } = threadGroupOf(host, task);
   threads.splice(threads.indexOf(task.id), 1);
   task.mm = null;
+  releaseTaskLocks(host, task);
   mm.users--;
-  if (mm.users > 0) return;
-  exitMmap(host, mm);
+  if (mm.users > 0) return null;
   host.mm.mms.delete(mm.id);
-}
-
-/** Ends a thread made with `thread_of`, or a leader with `thread_only`, alone; else a whole process. ESRCH: it has exited. */
-export function exitTask(host: Host, command: Extract<Command, { op: 'exit' }>): Done {
-  const task = getTask(host, command.task);
-  requireMm(host, task.id);
-  const ending =
-    task.leader === task.id && command.thread_only !== true ? [...threadGroupOf(host, task).threads] : [task.id];
-  for (const id of ending) exitThread(host, id);
-  return { ret: 0, fields: {} };
+  host.mm.zombies.set(mm.id, mm);
+  return mm;
 }
 
 /**
  * Models de_thread() and exec_mmap(): the other threads of the process end, the task becomes its leader under the leader's pid,
- * and gets an empty address space. Who has exited before belongs to the same process still. ESRCH: it has exited.
+ * and gets an empty address space. Who has exited before belongs to the same process still. Returns the old address space too
+ * where that was its last user. ESRCH: it has exited.
  */
-export function execMmap(host: Host, id: string): Task & { mm: MmId } {
+export function execMmap(host: Host, id: string): { task: Task & { mm: MmId }; last: MmStruct | null } {
   const task = getTask(host, id);
   requireMm(host, id);
   const { mm: memory } = host;
   const group = threadGroupOf(host, task);
   for (const other of group.threads.filter((thread) => thread !== id)) exitThread(host, other);
-  exitThread(host, id);
+  const last = exitThread(host, id);
   const old = task.leader;
   if (old !== id) {
     const leader = getTask(host, old);
@@ -210,7 +245,7 @@ export function execMmap(host: Host, id: string): Task & { mm: MmId } {
   const mm = new MmStruct(`mm-${memory.next_mm++}`);
   memory.mms.set(mm.id, mm);
   group.threads.push(id);
-  return Object.assign(task, { mm: mm.id });
+  return { task: Object.assign(task, { mm: mm.id }), last };
 }
 
 /**

@@ -2,8 +2,9 @@
 
 import { ERRNO, Errno } from '../errno.ts';
 import { type Host, splat } from '../host.ts';
-import { finishOperation, type Operation } from '../operation.ts';
+import { containerOf, containerUserOf, finishOperation, type Operation } from '../operation.ts';
 import type { Fields, Outcome } from '../outcome.ts';
+import { abortThread, type ThreadOperation } from '../thread.ts';
 import type { Container } from './container.ts';
 import { readSoFar } from './dma-rw.ts';
 import { getGroup } from './group.ts';
@@ -16,10 +17,14 @@ export function killContainer(host: Host, container: Container, where: string, w
   for (const [id, pending] of host.vfio.notifications)
     if (pending.notification.container === container.id) host.vfio.notifications.delete(id);
   for (const operation of [...host.operations.values()])
-    if (operation.state !== 'done' && operation.locals.container === container.id) {
+    if (operation.state !== 'done' && containerOf(operation) === container.id) {
+      if (operation.thread !== undefined) {
+        abortThread(host, operation as ThreadOperation, deadError(container, operation));
+        continue;
+      }
       finishOperation(host, operation, deadOutcome(container, operation));
-      if (operation.kind !== 'unmap_dma' && operation.kind !== 'set_container')
-        getGroup(host, operation.locals.group).container_users--;
+      const user = containerUserOf(operation);
+      if (user !== null) getGroup(host, user).container_users--;
     }
 }
 
@@ -34,8 +39,7 @@ function leftBy(operation: Operation): Fields {
       return readSoFar(operation.locals);
     case 'register_notifier':
       return { events_left: 0 };
-    case 'unregister_notifier':
-    case 'set_container':
+    default:
       return {};
   }
 }
@@ -48,6 +52,13 @@ export function softLockup(host: Host, container: Container, op: string): Errno 
     hint: 'a block must not be registered twice in this kernel; see dmesg',
   });
 }
+
+/** The same for a call that runs as a thread: it releases its locks, and its container, before it returns. */
+const deadError = (container: Container, operation: Operation): Errno =>
+  new Errno('EIO', `container '${container.id}' died: ${container.dead?.text ?? ''}`, {
+    hint: 'see dmesg; reset the host or use another container',
+    left: leftBy(operation),
+  });
 
 /** What a call that was blocked in a container gets when the container dies. */
 function deadOutcome(container: Container, operation: Operation): Outcome {

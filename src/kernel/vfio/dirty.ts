@@ -51,15 +51,19 @@ function bitmapBytes(host: Host): number {
   return bytes;
 }
 
-/** Models vfio_dma_bitmap_alloc(). EINVAL: more than INT_MAX pages. ENOMEM: the host's bitmaps are MAX_DIRTY_BITMAPS. */
-export function vfioDmaBitmapAlloc(host: Host, dma: VfioDma): void {
+/**
+ * Models vfio_dma_bitmap_alloc(). EINVAL: more than INT_MAX pages. ENOMEM: the host's bitmaps are MAX_DIRTY_BITMAPS. `used` is
+ * what they take before. Returns what they take now.
+ */
+export function vfioDmaBitmapAlloc(host: Host, dma: VfioDma, used = bitmapBytes(host)): number {
   if (dma.npage > DIRTY_BITMAP_PAGES_MAX)
     throw new Errno('EINVAL', `a mapping of ${dma.npage} pages is too large for the dirty log`);
   // One long more: a bitmap that is reported is shifted up to the caller's first page.
   const longs = longsOf(dma.npage) + 1;
-  if (bitmapBytes(host) + longs * 8 > MAX_DIRTY_BITMAPS)
+  if (used + longs * 8 > MAX_DIRTY_BITMAPS)
     throw new Errno('ENOMEM', `the dirty bitmaps of this host would be more than ${MAX_DIRTY_BITMAPS} bytes`);
   dma.bitmap = new Uint32Array(2 * longs);
+  return used + longs * 8;
 }
 
 /** Models vfio_dma_populate_bitmap(): pages that are pinned count as dirty. */
@@ -76,9 +80,10 @@ export function markDirty(dma: VfioDma, page: number, npage: number): void {
 
 /** Models vfio_dma_bitmap_alloc_all(). EINVAL, ENOMEM: then no mapping has a bitmap. */
 export function startDirtyLog(host: Host, iommu: Iommu): void {
+  let used = bitmapBytes(host);
   try {
     for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
-      vfioDmaBitmapAlloc(host, dma);
+      used = vfioDmaBitmapAlloc(host, dma, used);
       vfioDmaPopulateBitmap(host, dma);
     }
   } catch (error) {

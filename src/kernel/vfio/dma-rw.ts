@@ -4,21 +4,25 @@ import { type Command, READ, WRITE } from '../command.ts';
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { fromBase64, toBase64 } from '../lib/base64.ts';
-import { hex, pageNumberOf, U64_MAX } from '../lib/u64.ts';
+import { hex, PAGE_SIZE, pageNumberOf, U64_MAX } from '../lib/u64.ts';
 import { MAX_DMA_RW } from '../limits.ts';
+import type { MmId } from '../mm/mm.ts';
 import { getTask, mmOf } from '../mm/task.ts';
 import { copyFromUser, copyToUser } from '../mm/user-copy.ts';
 import { warnOnce } from '../mm/warn-once.ts';
 import { isDone, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
+import { abortThread, schedule, type ThreadOperation } from '../thread.ts';
 import { getDevice, groupOf } from './device.ts';
 import { assertDeviceOpen } from './device-open.ts';
 import { markDirty } from './dirty.ts';
 import { type VfioDma, vfioFindDma } from './dma.ts';
+import { faultIn, mayTakeThread, type Need, needOf } from './fault-in.ts';
 import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import type { Iommu } from './iommu.ts';
 import { mmOfDma } from './lock-acct.ts';
 import { sleepForVaddr } from './vaddr.ts';
+import { vaddrAt } from './vaddr-get.ts';
 
 type DmaRw = Extract<Command, { op: 'dma_rw' }>;
 
@@ -31,6 +35,8 @@ export interface DmaRwLocals {
   /** Bytes to write, or read so far. */
   data: Uint8Array;
   done: number;
+  /** The address space whose page it waits for. */
+  mm?: MmId | null;
 }
 
 /**
@@ -76,9 +82,11 @@ function bytesOf({ write, length, data }: DmaRw): Uint8Array {
   return bytes.subarray(0, length);
 }
 
-/** Chunk by chunk, each to the end of its mapping. What was done before an error stays done. */
-function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Operation | null): Done {
+/** Chunk by chunk, each to the end of its mapping; `ready`: no page takes a thread. What was done before an error stays done. */
+function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Operation | null, ready = false): Done {
   const { command, data } = locals;
+  if (!ready && mayTakeThread(host) && dmaRwNeed(host, locals, 0) !== null)
+    return faultIn(host, { kind: 'dma_rw', locals }, waiting);
   try {
     while (locals.done < command.length) {
       const iova = BigInt.asUintN(64, command.iova + BigInt(locals.done));
@@ -94,6 +102,37 @@ function dmaRwChunks(host: Host, iommu: Iommu, locals: DmaRwLocals, waiting: Ope
     throw withReadSoFar(error, locals);
   }
   return { ret: 0, fields: command.write ? {} : { data: toBase64(data) } };
+}
+
+/** The first page from byte `at` on that a thread has to bring in; null: none before the byte that the access ends at. */
+export function dmaRwNeed(host: Host, { container, command, done }: DmaRwLocals, at: number): Need | null {
+  const iommu = host.vfio.containers.get(container)?.iommu ?? null;
+  if (iommu === null) return null;
+  for (let byte = Math.max(at, done); byte < command.length; ) {
+    const iova = BigInt.asUintN(64, command.iova + BigInt(byte));
+    const dma = vfioFindDma(host.vfio.dmas, iommu.dma_list, pageNumberOf(iova), pageNumberOf(iova) + 1);
+    const mm = dma === null || dma.vaddr_invalid ? null : mmOfDma(host, dma);
+    if (dma === null || mm === null || !mayAccess(dma, command)) return null;
+    if (command.task !== null && mmOf(host, command.task) !== mm) return null;
+    const next = byte + PAGE_SIZE - Number(iova & 0xfffn);
+    const need = needOf(host, mm, vaddrAt(dma.vaddr, pageNumberOf(iova) - dma.iova), command.write, next - 1);
+    if (need === 'hole') return null;
+    if (need !== null) return need;
+    byte = next;
+  }
+  return null;
+}
+
+/** The access of a thread that has brought its pages in. EFAULT: the container has lost its iommu meanwhile; as the access itself. */
+export function dmaRwAgain(host: Host, operation: ThreadOperation): Done {
+  if (operation.kind !== 'dma_rw') throw new Error(`${operation.id} is no dma_rw`);
+  const { locals } = operation;
+  const iommu = host.vfio.containers.get(locals.container)?.iommu ?? null;
+  if (iommu === null) {
+    const what = `container '${locals.container}' was closed while the access waited for a page`;
+    throw withReadSoFar(new Errno('EFAULT', what), locals);
+  }
+  return dmaRwChunks(host, iommu, locals, operation, true);
 }
 
 /** EBUSY: MAX_PARKED_OPERATIONS. */
@@ -120,6 +159,9 @@ function findAt({ vfio: { dmas } }: Host, iommu: Iommu, iova: bigint): VfioDma {
   return dma;
 }
 
+const mayAccess = ({ prot }: VfioDma, { write }: DmaRw): boolean =>
+  (prot & READ) !== 0 && (!write || (prot & WRITE) !== 0);
+
 /** Models vfio_iommu_type1_dma_rw_chunk(). Returns the bytes done. */
 function dmaRwChunk(
   host: Host,
@@ -129,7 +171,7 @@ function dmaRwChunk(
   { command, data, done }: DmaRwLocals,
 ): number {
   const { write, task } = command;
-  if ((write && (dma.prot & WRITE) === 0) || (dma.prot & READ) === 0)
+  if (!mayAccess(dma, command))
     throw new Errno(
       'EPERM',
       `prot ${dma.prot} of the mapping of iova ${hex(iova)} does not permit ${write ? 'write' : 'read'}`,
@@ -161,6 +203,13 @@ function markWritten(host: Host, dma: VfioDma, offset: bigint, count: number): v
 export function continueDmaRw(host: Host, iommu: Iommu, operation: Operation, killed = false): void {
   if (operation.kind !== 'dma_rw') throw new Error(`${operation.id} is no dma_rw`);
   const { locals } = operation;
+  if (operation.thread !== undefined) {
+    const why = killed ? `${operation.id} was killed` : `container '${locals.container}' was closed`;
+    const error = new Errno('EFAULT', `${why} while the access waited for a vaddr`, { left: readSoFar(locals) });
+    if (killed || !iommu.container_open) abortThread(host, operation as ThreadOperation, error);
+    else schedule(host, operation as ThreadOperation);
+    return;
+  }
   settle(host, operation, () => {
     const cause = killed ? `${operation.id} was killed` : `container '${locals.container}' was closed`;
     if (killed || !iommu.container_open)

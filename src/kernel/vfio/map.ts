@@ -4,16 +4,19 @@ import { type Command, MAP_VADDR, READ, WRITE } from '../command.ts';
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { hex, isPageAligned, npageOf, pageNumberOf, printRange, U64_MAX } from '../lib/u64.ts';
-import { getTask, requireMm } from '../mm/task.ts';
+import type { MmId } from '../mm/mm.ts';
+import { getTask, mmOf, requireMm } from '../mm/task.ts';
 import type { Done } from '../outcome.ts';
 import { type Container, getContainer, requireIommu } from './container.ts';
 import { vfioDmaBitmapAlloc } from './dirty.ts';
 import { vfioFindDma, vfioLinkDma } from './dma.ts';
 import { vfioPinMapDma } from './domain.ts';
+import { faultIn, mayTakeThread, type Need, needOf } from './fault-in.ts';
 import { type Iommu, vfioRemoveDma } from './iommu.ts';
 import { isValidRange } from './iova-list.ts';
 import { callerOf } from './pin-remote.ts';
 import { updateVaddr } from './vaddr.ts';
+import { vaddrAt } from './vaddr-get.ts';
 
 type MapDma = Extract<Command, { op: 'map_dma' }>;
 
@@ -25,9 +28,10 @@ export const MAP_ARGSZ = 32;
  * first pin. With one, every page is pinned, charged and mapped, or the mapping is removed again.
  * ESRCH the calling task has exited; EINVAL argsz below 32 or unknown flags; EINVAL size 0; EINVAL or EOVERFLOW iova or vaddr
  * wraps; EINVAL neither or both of R/W and VADDR; EINVAL misaligned iova, vaddr or size; EEXIST overlap; ENOSPC no entry left;
- * EINVAL outside the valid iova ranges; EINVAL, ENOMEM no dirty bitmap; EFAULT, ENOMEM, ESRCH, EINTR of pinning.
+ * EINVAL outside the valid iova ranges; EINVAL, ENOMEM no dirty bitmap; EFAULT, ENOMEM, ESRCH, EINTR of pinning. `ready`: no page
+ * of it takes a thread.
  */
-export function mapDma(host: Host, command: MapDma): Done {
+export function mapDma(host: Host, command: MapDma, ready = false): Done {
   const container = getContainer(host, command.container);
   const task = getTask(host, command.task);
   const iommu = requireIommu(container);
@@ -53,6 +57,8 @@ export function mapDma(host: Host, command: MapDma): Done {
       'EINVAL',
       `iova ${printRange(iova, npage)} lies in no valid iova range of container '${container.id}'`,
     );
+  if (!ready && iommu.domain !== null && mayTakeThread(host) && mapNeed(host, command, 0) !== null)
+    return faultIn(host, { kind: 'map_dma', locals: { container: container.id, command } }, null);
   iommu.dma_avail--;
   const { root, dma } = vfioLinkDma(dmas, iommu.dma_list, {
     container: container.id,
@@ -74,6 +80,29 @@ export function mapDma(host: Host, command: MapDma): Done {
   }
   return { ret: 0, fields: {} };
 }
+
+/** Locals of a map that brings pages in before the IOMMU pins them. */
+export interface MapLocals {
+  container: string;
+  command: MapDma;
+  /** The address space whose page it waits for. */
+  mm?: MmId | null;
+}
+
+/** The first page from the one at index `at` on that a thread has to bring in; null: none before the first hole. */
+export function mapNeed(host: Host, { task, vaddr, size, flags }: MapDma, at: number): Need | null {
+  const mm = mmOf(host, task);
+  if (mm === null) return null;
+  for (let i = at; i < npageOf(size); i++) {
+    const need = needOf(host, mm, vaddrAt(pageNumberOf(vaddr), i), (flags & WRITE) !== 0, i);
+    if (need === 'hole') return null;
+    if (need !== null) return need;
+  }
+  return null;
+}
+
+/** The map of a thread that has brought its pages in: all that it was called with is looked at again. */
+export const mapAgain = (host: Host, command: MapDma): Done => mapDma(host, command, true);
 
 function removeAgain(host: Host, container: Container, iommu: Iommu, slot: number): void {
   vfioRemoveDma(host, container, iommu, host.vfio.dmas.at(slot), ['vfio_pin_map_dma', 'vfio_dma_do_map']);

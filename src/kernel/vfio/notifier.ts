@@ -4,7 +4,8 @@ import type { Command, Delivery, NotifierSpec } from '../command.ts';
 import { Errno, NoSuchObject } from '../errno.ts';
 import { type Host, splat, trace } from '../host.ts';
 import { MAX_NOTIFIERS } from '../limits.ts';
-import { block, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
+import { mmuNotificationTimeout } from '../mm/mmu-notifier/ack.ts';
+import { block, containerOf, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done, Notification } from '../outcome.ts';
 import { softLockup } from './bug.ts';
 import { getContainer } from './container.ts';
@@ -290,7 +291,7 @@ export function enterChain(host: Host, chain: NotifierChain, operation: Operatio
 }
 
 function waitForChain(host: Host, chain: NotifierChain, operation: Operation): void {
-  const lock = `notifier_chain:${operation.locals.container}`;
+  const lock = `notifier_chain:${containerOf(operation)}`;
   chain.waiters.push(operation.id);
   block(host, operation, 'wait_chain_lock', lock);
   trace(host, 'lock', operation.id, { lock, state: 'waits' });
@@ -303,7 +304,7 @@ export function leaveChain(host: Host, chain: NotifierChain, operation: Operatio
 }
 
 const traceGranted = (host: Host, operation: Operation): void =>
-  trace(host, 'lock', operation.id, { lock: `notifier_chain:${operation.locals.container}`, state: 'granted' });
+  trace(host, 'lock', operation.id, { lock: `notifier_chain:${containerOf(operation)}`, state: 'granted' });
 
 /**
  * Gives the lock to those who wait, in order of arrival, until one of them must go on waiting. A walk that is over at once
@@ -365,11 +366,12 @@ export function ackNotification(host: Host, command: Extract<Command, { op: 'ack
   return { ret: 0, fields: { id: command.notification } };
 }
 
-/** notifier_timeout_ms has passed: the kernel goes on as if the handler had returned NOTIFY_DONE. Nothing when it was answered. */
+/** notifier_timeout_ms has passed: the kernel goes on as if the handler had returned NOTIFY_DONE, or a callback of an mmu notifier what it returns by default. Nothing when it was answered. */
 export function notificationTimeout(
   host: Host,
   { notification }: Extract<Command, { op: 'notification_timeout' }>,
 ): Done {
+  if (host.mm.notifications.has(notification)) return mmuNotificationTimeout(host, notification);
   const pending = host.vfio.notifications.get(notification);
   const operation = pending === undefined ? undefined : host.operations.get(pending.operation);
   if (operation !== undefined)

@@ -6,27 +6,32 @@ import { shouldFail } from '../fault-rule.ts';
 import { type Host, printk, splat } from '../host.ts';
 import { addressOf, hex, pageNumberOf, U64_MAX } from '../lib/u64.ts';
 import { PIN_PAGES_MAX_ENTRIES } from '../limits.ts';
+import type { MmId } from '../mm/mm.ts';
 import { isInvalidOrReserved } from '../mm/page.ts';
 import { KIND_DEVICE } from '../mm/page-frames.ts';
 import { getTask, taskRlimitPages } from '../mm/task.ts';
 import { warnOnce } from '../mm/warn-once.ts';
 import { isDone, type Operation, requireRoomForOperation, settle, startOperation } from '../operation.ts';
 import type { Done } from '../outcome.ts';
+import { abortThread, schedule, type ThreadOperation } from '../thread.ts';
 import type { Container } from './container.ts';
 import { type Device, getDevice, groupOf } from './device.ts';
 import { assertDeviceOpen } from './device-open.ts';
 import { markDirty } from './dirty.ts';
 import { type VfioDma, vfioFindDmaOfPage } from './dma.ts';
+import { faultIn, mayTakeThread, type Need, needOf } from './fault-in.ts';
 import { dropContainerUser, holdContainerUser, vfioGroupAddContainerUser } from './group.ts';
 import { type Iommu, type1Group } from './iommu.ts';
 import { leakPages, ledgerPin } from './ledger.ts';
 import { lockCapOf, mmOfDma, putPfn, vfioLockAcct, vfioUncharge } from './lock-acct.ts';
 import { vfioFindVpfn, vfioLinkPfn } from './pfn-list.ts';
+import { tracePages } from './traced-runs.ts';
 import { vfioUnpinPageExternal } from './unpin.ts';
 import { sleepForVaddr } from './vaddr.ts';
-import { vaddrAt, vaddrGetPfns } from './vaddr-get.ts';
+import { vaddrAt, vaddrGetPfn } from './vaddr-get.ts';
 
 export type PinPages = Extract<Command, { op: 'pin_pages' }>;
+
 /** What names the pages of a pin or an unpin. */
 export type Entries = Pick<PinPages, 'contiguous' | 'user_pfn' | 'npage'>;
 
@@ -36,6 +41,8 @@ export interface PinLocals {
   /** Group of the device: one of its users while the pin sleeps. */
   group: string;
   command: PinPages;
+  /** The address space whose page it waits for. */
+  mm?: MmId | null;
 }
 
 /** Page number of entry i. */
@@ -119,7 +126,7 @@ function withZeroedOutput(error: unknown, command: PinPages): unknown {
  * vfio_iommu_type1_pin_pages(): all or nothing.
  * EACCES v1 container; EOVERFLOW iova + npage (6.18); EINVAL unmapped iova or sleep while some vaddr is invalid (EFAULT when the
  * container fd closes meanwhile), or EBUSY; EINVAL nobody listens; then per page those of pinOne. An error at entry i drops the
- * references that entries 0 .. i-1 took.
+ * references that entries 0 .. i-1 took. `ready`: no page of it takes a thread.
  */
 export function vfioIommuType1PinPages(
   host: Host,
@@ -127,6 +134,7 @@ export function vfioIommuType1PinPages(
   iommu: Iommu,
   command: PinPages,
   waiting: Operation | null,
+  ready = false,
 ): Done {
   if (!iommu.v2) throw new Errno('EACCES', `container '${container.id}' is TYPE1 (v1): pinning needs TYPE1v2`);
   requireInSpace(command);
@@ -135,6 +143,10 @@ export function vfioIommuType1PinPages(
     if (hasInvalidVaddr(host, iommu, command)) return waitForVaddr(host, container, iommu, command, waiting);
   }
   requireListener(host, container, iommu);
+  if (!ready && mayTakeThread(host)) {
+    const locals = { container: container.id, group: getDevice(host, command.device).group as string, command };
+    if (pinNeed(host, locals, 0) !== null) return faultIn(host, { kind: 'pin_pages', locals }, waiting);
+  }
   const { npage, device } = command;
   const offset = offsetOf(command);
   const phys_pfn = new Array<number>(npage);
@@ -151,7 +163,42 @@ export function vfioIommuType1PinPages(
     ledgerPin(iommu, device, page, source);
   }
   notePinnedScope(iommu, getDevice(host, device).group);
+  tracePages(host, 'pin', device, command, npage);
   return { ret: npage, fields: { phys_pfn } };
+}
+
+/** The first page from entry `at` on that a thread has to bring in; null: none before the entry that the pin ends at. */
+export function pinNeed(host: Host, { container, command }: PinLocals, at: number): Need | null {
+  const iommu = host.vfio.containers.get(container)?.iommu ?? null;
+  if (iommu === null) return null;
+  const { dmas, pfns } = host.vfio;
+  const offset = offsetOf(command);
+  for (let i = at; i < command.npage; i++) {
+    const page = pageAt(command, i);
+    const dma = vfioFindDmaOfPage(dmas, iommu.dma_list, page, offset);
+    const mm =
+      dma === null || dma.vaddr_invalid || (dma.prot & command.prot) !== command.prot ? null : mmOfDma(host, dma);
+    if (dma === null || mm === null) return null;
+    if (vfioFindVpfn(pfns, dma.pfn_list, page, offset) !== 0) continue;
+    const need = needOf(host, mm, vaddrAt(dma.vaddr, page - dma.iova), (dma.prot & WRITE) !== 0, i);
+    if (need === 'hole') return null;
+    if (need !== null) return need;
+  }
+  return null;
+}
+
+/** The pin of a thread that has brought its pages in. EFAULT: the container has lost its iommu meanwhile; as the pin itself. */
+export function pinAgain(host: Host, operation: ThreadOperation): Done {
+  if (operation.kind !== 'pin_pages') throw new Error(`${operation.id} is no pin`);
+  const { container: id, command } = operation.locals;
+  try {
+    const container = host.vfio.containers.get(id);
+    if (container === undefined || container.iommu === null)
+      throw new Errno('EFAULT', `container '${id}' was closed while the pin waited for a page`);
+    return vfioIommuType1PinPages(host, container, container.iommu, command, operation, true);
+  } catch (error) {
+    throw withZeroedOutput(error, command);
+  }
 }
 
 /** EOVERFLOW. */
@@ -234,12 +281,12 @@ function unwind(host: Host, iommu: Iommu, command: PinPages, i: number, error: E
 /**
  * Models vfio_pin_page_external(): pins the host page behind an iova and, unless an IOMMU maps it already, charges it. Whether
  * it is a write pin is the mapping's prot, not the caller's.
- * ENODEV the mm is gone; EFAULT, as vaddrGetPfns; ENOMEM RLIMIT_MEMLOCK; EINTR killed while charging.
+ * ENODEV the mm is gone; EFAULT, as vaddrGetPfn; ENOMEM RLIMIT_MEMLOCK; EINTR killed while charging.
  */
 function vfioPinPageExternal(host: Host, dma: VfioDma, page: number, accounting: boolean): number {
   const mm = mmOfDma(host, dma);
   if (mm === null) throw new Errno('ENODEV', `the mm of task '${dma.task}', which made the mapping, is gone`);
-  const [pfn] = vaddrGetPfns(host, mm, vaddrAt(dma.vaddr, page - dma.iova), 1, (dma.prot & WRITE) !== 0) as [number];
+  const pfn = vaddrGetPfn(host, mm, vaddrAt(dma.vaddr, page - dma.iova), (dma.prot & WRITE) !== 0);
   if (isInvalidOrReserved(host, pfn)) return pfn;
   try {
     if (host.profile.limitTest === 'always') requireBelowLimit(host, dma, mm.locked_vm + 1);
@@ -301,6 +348,13 @@ function startWaiting(host: Host, container: Container, command: PinPages): Oper
 export function continuePin(host: Host, iommu: Iommu, operation: Operation, killed = false): void {
   if (operation.kind !== 'pin_pages') throw new Error(`${operation.id} is no pin`);
   const { container: id, group, command } = operation.locals;
+  if (operation.thread !== undefined) {
+    const cause = killed ? `${operation.id} was killed` : `container '${id}' was closed`;
+    const error = new Errno('EFAULT', `${cause} while the pin waited for a vaddr`, { left: zeroedOutput(command) });
+    if (killed || !iommu.container_open) abortThread(host, operation as ThreadOperation, error);
+    else schedule(host, operation as ThreadOperation);
+    return;
+  }
   settle(host, operation, () => {
     try {
       const container = host.vfio.containers.get(id);

@@ -134,19 +134,18 @@ function bitmapOf({ flags, bitmap, task }: UnmapDma): UnmapLocals['bitmap'] {
 const endOf = ({ vfio: { dmas } }: Host, { flags, iova, npage }: UnmapLocals): number =>
   (flags & UNMAP_ALL) !== 0 ? PAGES_IN_U64 : dmas.end(iova, npage);
 
-/** The lowest mapping of the range that the profile's search comes to: one that ends at 2^64 hides others from newer kernels only. */
+/**
+ * The lowest mapping that overlaps the range, or null where the loop will come to none. Where ends wrap, one that ends at 2^64
+ * overlaps nothing, and hides lower ones from the search of newer kernels.
+ */
 function lowestOverlapping(host: Host, iommu: Iommu, locals: UnmapLocals): VfioDma | null {
   const { dmas } = host.vfio;
-  const end = endOf(host, locals);
-  if (host.profile.unmapOrder === 'ascending') {
-    const slot = vfioFindDmaFirstNode(dmas, iommu.dma_list, locals.iova, end);
-    return slot === 0 ? null : dmas.at(slot);
-  }
-  let lowest = vfioFindDma(dmas, iommu.dma_list, locals.iova, end);
-  for (let slot = lowest === null ? 0 : dmas.links.prev(lowest.slot); slot !== 0; slot = dmas.links.prev(slot)) {
+  let lowest: VfioDma | null = null;
+  for (let slot = firstSlot(host, iommu, locals); slot !== 0; slot = dmas.links.prev(slot)) {
     const dma = dmas.at(slot);
-    if (dmas.endOf(dma) === 0) continue;
-    if (dmas.endOf(dma) <= locals.iova) break;
+    const end = dmas.endOf(dma);
+    if (end === 0) continue;
+    if (end <= locals.iova) break;
     lowest = dma;
   }
   return lowest;

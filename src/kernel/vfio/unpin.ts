@@ -17,6 +17,7 @@ import { ledgerUnpin } from './ledger.ts';
 import { putPfn, vfioUncharge } from './lock-acct.ts';
 import { vfioFindVpfn, vfioUnlinkPfn } from './pfn-list.ts';
 import { type Entries, offsetOf, pageAt, requireCount, requireForm } from './pin.ts';
+import { tracePages } from './traced-runs.ts';
 
 type UnpinPages = Extract<Command, { op: 'unpin_pages' }>;
 
@@ -88,9 +89,13 @@ export function vfioIommuType1UnpinPages(host: Host, iommu: Iommu, device: strin
   for (let i = 0; i < entries.npage; i++) {
     const page = pageAt(entries, i);
     const dma = vfioFindDmaOfPage(host.vfio.dmas, iommu.dma_list, page, offset);
-    if (dma === null) return i;
+    if (dma === null) {
+      if (i > 0) tracePages(host, 'unpin', device, entries, i);
+      return i;
+    }
     vfioUnpinPageExternal(host, iommu, dma, page, offset, device);
   }
+  tracePages(host, 'unpin', device, entries, entries.npage);
   return entries.npage;
 }
 

@@ -14,31 +14,39 @@ export function vaddrAt(vaddr: number, npage: number): PageNumber {
   return (page < 0 ? page + PAGES_IN_U64 : page % PAGES_IN_U64) as PageNumber;
 }
 
+const isPfnmap = (mm: MmStruct, vaddr: PageNumber): boolean => ((vmaAt(mm, vaddr)?.flags ?? 0) & VM_PFNMAP) !== 0;
+
 /**
- * Pins up to `npage` pages from `vaddr` on, as far as they can be; or looks up one page of a VM_PFNMAP area.
- * EFAULT: the first page is a hole, forbids the access, or is a VM_PFNMAP page that is neither reserved nor without struct page.
+ * Pins one page, or looks it up in a VM_PFNMAP area.
+ * EFAULT: a hole; the area forbids the access; a VM_PFNMAP page that is neither reserved nor without struct page.
  */
-export function vaddrGetPfns(host: Host, mm: MmStruct, vaddr: PageNumber, npage: number, write: boolean): number[] {
-  const vma = vmaAt(mm, vaddr);
-  if (vma !== null && (vma.flags & VM_PFNMAP) !== 0) {
+export function vaddrGetPfn(host: Host, mm: MmStruct, vaddr: PageNumber, write: boolean): number {
+  if (isPfnmap(mm, vaddr)) {
     const pfn = followPfnmap(host, mm, vaddr, write);
-    if (!isInvalidOrReserved(host, pfn))
-      throw new Errno(
-        'EFAULT',
-        `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`,
-      );
-    return [pfn];
+    if (isInvalidOrReserved(host, pfn)) return pfn;
+    throw new Errno(
+      'EFAULT',
+      `vaddr ${hex(addressOf(vaddr))} is VM_PFNMAP, but its page is neither reserved nor without struct page`,
+    );
   }
-  const pfns: number[] = [];
+  const pfn = pinUserPage(host, mm, vaddr, write);
+  if (host.profile.zeroPagePin === 'released-at-once' && isZeroPage(host, pfn)) unpinUserPage(host, pfn, false);
+  return pfn;
+}
+
+/** Pins up to `npage` pages from `vaddr` on, as far as they can be; of a VM_PFNMAP area one. EFAULT: as the first page. */
+export function vaddrGetPfns(host: Host, mm: MmStruct, vaddr: PageNumber, npage: number, write: boolean): number[] {
+  const pfns = [vaddrGetPfn(host, mm, vaddr, write)];
+  if (isPfnmap(mm, vaddr)) return pfns;
   while (pfns.length < npage) {
+    const next = vaddrAt(vaddr, pfns.length);
     try {
-      pfns.push(pinUserPage(host, mm, vaddrAt(vaddr, pfns.length), write));
+      if (isPfnmap(mm, next)) break;
+      pfns.push(vaddrGetPfn(host, mm, next, write));
     } catch (error) {
-      if (!(error instanceof Errno) || pfns.length === 0) throw error;
-      break;
+      if (error instanceof Errno) break;
+      throw error;
     }
   }
-  if (host.profile.zeroPagePin === 'released-at-once')
-    for (const pfn of pfns) if (isZeroPage(host, pfn)) unpinUserPage(host, pfn, false);
   return pfns;
 }

@@ -7,7 +7,7 @@ import type { Host } from '../host.ts';
 import { hex, npageOf, pageNumberOf, printRange } from '../lib/u64.ts';
 import { accountLockedVm } from '../mm/accounting.ts';
 import { getTask, requireMm } from '../mm/task.ts';
-import { block, getOperation, type Operation, settle } from '../operation.ts';
+import { block, containerOf, getOperation, type Operation, settle } from '../operation.ts';
 import type { Done } from '../outcome.ts';
 import { continueAttach } from './attach.ts';
 import type { Container } from './container.ts';
@@ -71,7 +71,7 @@ export function invalidateVaddr(iommu: Iommu, dma: VfioDma, invalidated: VfioDma
 
 /** Models vfio_wait(): the lock is dropped and the caller sleeps until a vaddr changes or the container fd is closed. */
 export function sleepForVaddr(host: Host, iommu: Iommu, operation: Operation): void {
-  block(host, operation, 'wait_vaddr', `vaddr:${operation.locals.container}`);
+  block(host, operation, 'wait_vaddr', `vaddr:${containerOf(operation)}`);
   iommu.vaddr_wait.push(operation.id);
 }
 
@@ -97,7 +97,8 @@ function bindLate(host: Host, container: Container, group: Group): void {
 /** A fatal signal: the sleeper gives up with EFAULT. EINVAL: the operation does not sleep, or can't be killed in its sleep. */
 export function killOperation(host: Host, { operation: id }: Extract<Command, { op: 'kill_operation' }>): Done {
   const operation = getOperation(host, id);
-  const iommu = iommuOf(host, operation.locals.container);
+  const container = containerOf(operation);
+  const iommu = container === null ? null : iommuOf(host, container);
   if (operation.state === 'done' || iommu === null || !iommu.vaddr_wait.includes(id))
     throw new Errno(
       'EINVAL',

@@ -4,7 +4,7 @@ import type { Host } from '../host.ts';
 import { violations } from '../invariants.ts';
 import { addressOf, sizeOf } from '../lib/u64.ts';
 import { MAX_SHOWN_LEAKS } from '../limits.ts';
-import { getOperation, type Operation } from '../operation.ts';
+import { containerOf, getOperation, type MemoryLocals, type Operation } from '../operation.ts';
 import type { Fields, Outcome, Value } from '../outcome.ts';
 import { isGone } from '../vfio/container.ts';
 import { mappingsOf } from '../vfio/dma.ts';
@@ -46,9 +46,12 @@ function showOutcome(outcome: Outcome): Fields {
 
 export function showOperation(operation: Operation): Fields {
   const { id, kind, state, phase, blocked_on, seq, at, request_id, outcome, finished_seq } = operation;
-  const container: Value = operation.locals.container;
+  const container: Value = containerOf(operation);
+  const { task = null, mm = null } = operation.locals as Partial<MemoryLocals>;
+  const locks_held = (operation.thread?.held ?? []).map(({ lock, mode }) => ({ lock, mode }));
   const shown = outcome === null ? { result: null } : showOutcome(outcome);
-  return { id, kind, state, phase, blocked_on, container, seq, at, request_id, finished_seq, ...shown };
+  const where = { container, task, mm, locks_held };
+  return { id, kind, state, phase, blocked_on, ...where, seq, at, request_id, finished_seq, ...shown };
 }
 
 export const viewOperation = (host: Host, id: string): Fields => showOperation(getOperation(host, id));

@@ -3,14 +3,34 @@
 import { Errno } from '../errno.ts';
 import type { Host } from '../host.ts';
 import { addressOf, hex, isPageAligned, PAGES_IN_U64, pageNumberOf, sizeOf } from '../lib/u64.ts';
+import { pageLock } from '../lock.ts';
 import { getLayout, layoutPfn } from '../mm/layout.ts';
 import { kindName } from '../mm/page.ts';
-import { KIND_ANON, KIND_DEVICE, KIND_FILE, PAGES_PER_CHUNK } from '../mm/page-frames.ts';
-import { PTE_PRESENT, PTE_TYPE_MASK, PTE_WRITE } from '../mm/page-table.ts';
+import { KIND_ANON, KIND_DEVICE, KIND_FILE, KIND_KSM, PAGES_PER_CHUNK } from '../mm/page-frames.ts';
+import {
+  PTE_ANON_EXCLUSIVE,
+  PTE_DEVICE_EXCLUSIVE,
+  PTE_DEVICE_PRIVATE,
+  PTE_DIRTY,
+  PTE_HWPOISON,
+  PTE_MIGRATION,
+  PTE_NONE,
+  PTE_PRESENT,
+  PTE_SOFT_DIRTY,
+  PTE_SPECIAL,
+  PTE_SWAP,
+  PTE_TYPE_MASK,
+  PTE_WRITE,
+  PTE_YOUNG,
+} from '../mm/page-table.ts';
 import { getTask, hasSysRawio, mmOf, type Task, taskFields } from '../mm/task.ts';
 import {
+  VM_DONTCOPY,
+  VM_DONTDUMP,
+  VM_DONTEXPAND,
   VM_EXEC,
   VM_IO,
+  VM_LOCKED,
   VM_MAYEXEC,
   VM_MAYREAD,
   VM_MAYSHARE,
@@ -18,6 +38,7 @@ import {
   VM_PFNMAP,
   VM_READ,
   VM_SHARED,
+  VM_WIPEONFORK,
   VM_WRITE,
   type Vma,
 } from '../mm/vma.ts';
@@ -47,6 +68,11 @@ const FLAG_NAMES: readonly [number, string][] = [
   [VM_MAYSHARE, 'MAYSHARE'],
   [VM_PFNMAP, 'PFNMAP'],
   [VM_IO, 'IO'],
+  [VM_LOCKED, 'LOCKED'],
+  [VM_DONTCOPY, 'DONTCOPY'],
+  [VM_DONTEXPAND, 'DONTEXPAND'],
+  [VM_WIPEONFORK, 'WIPEONFORK'],
+  [VM_DONTDUMP, 'DONTDUMP'],
 ];
 const PROT_NAMES = FLAG_NAMES.slice(0, 3);
 
@@ -54,7 +80,8 @@ const names = (table: readonly [number, string][], flags: number): string[] =>
   table.filter(([bit]) => (flags & bit) !== 0).map(([, name]) => name);
 
 /** What lies behind an area, from its first page on. */
-function showBacking(host: Host, { kind, file, layout, flags, start, origin }: Vma): Value {
+function showBacking(host: Host, { kind, file, layout, flags, start, origin, ops }: Vma): Value {
+  if (ops !== null) return { kind, consumer: ops.consumer, of: ops.of, pfn: start - origin };
   if (kind === 'file') return { kind, file, pgoff: start - origin, shared: (flags & VM_SHARED) !== 0 };
   if (layout === null) return { kind };
   return { kind, pfn: layoutPfn(getLayout(host.mm, layout), start - origin) };
@@ -87,6 +114,37 @@ export function listMaps(host: Host, task: string, after: bigint | null, limit: 
   );
 }
 
+const ENTRY_NAMES: Readonly<Record<number, string>> = {
+  [PTE_NONE]: 'none',
+  [PTE_PRESENT]: 'present',
+  [PTE_SWAP]: 'swap',
+  [PTE_MIGRATION]: 'migration',
+  [PTE_DEVICE_EXCLUSIVE]: 'device_exclusive',
+  [PTE_DEVICE_PRIVATE]: 'device_private',
+  [PTE_HWPOISON]: 'hwpoison',
+};
+
+const PTE_NAMES: readonly [number, string][] = [
+  [PTE_WRITE, 'WRITE'],
+  [PTE_DIRTY, 'DIRTY'],
+  [PTE_YOUNG, 'YOUNG'],
+  [PTE_SPECIAL, 'SPECIAL'],
+  [PTE_SOFT_DIRTY, 'SOFT_DIRTY'],
+  [PTE_ANON_EXCLUSIVE, 'ANON_EXCLUSIVE'],
+];
+
+/** What an entry is; `held`: what one that is not present names, a swap slot or a page. */
+function showEntry(flags: number, held: number | null): Fields {
+  const type = flags & PTE_TYPE_MASK;
+  const names_page = type === PTE_MIGRATION || type === PTE_DEVICE_EXCLUSIVE || type === PTE_DEVICE_PRIVATE;
+  return {
+    entry: ENTRY_NAMES[type] as string,
+    flags: names(PTE_NAMES, flags),
+    swap_slot: type === PTE_SWAP ? held : null,
+    entry_pfn: names_page ? held : null,
+  };
+}
+
 /**
  * `npage` pages of a task from `addr` on, as its page table has them; none of a task that has exited.
  * EINVAL: addr is not page aligned; the range is beyond 2^64.
@@ -112,6 +170,7 @@ export function listPages(host: Host, task: string, addr: bigint, npage: number)
       ref_count: pfn === null ? 0 : pages.refcount(pfn),
       pin_count: pfn === null ? 0 : pages.pinCount(pfn),
       dirty: pfn !== null && pages.isDirty(pfn),
+      ...showEntry(flags, present || flags === PTE_NONE ? null : mm.page_table.pfn(page)),
     });
   }
   return items;
@@ -135,6 +194,8 @@ export const listFrames = (host: Host, after: number | null, limit: number): Lis
     (pfn) => viewPage(host, pfn),
   );
 
+const MAPPINGS: Readonly<Record<number, string>> = { [KIND_ANON]: 'anon', [KIND_FILE]: 'file', [KIND_KSM]: 'ksm' };
+
 /** One host page. EINVAL: no pfn. */
 export function viewPage(host: Host, pfn: number): Fields {
   if (!Number.isSafeInteger(pfn) || pfn < 0 || pfn >= PAGES_IN_U64)
@@ -145,10 +206,13 @@ export function viewPage(host: Host, pfn: number): Fields {
     pfn,
     kind: kindName(kind),
     struct_page: kind !== KIND_DEVICE,
-    mapping: kind === KIND_ANON ? 'anon' : kind === KIND_FILE ? 'file' : null,
+    mapping: MAPPINGS[kind] ?? null,
     ref_count: pages.refcount(pfn),
     mapcount: pages.mapcount(pfn),
     pin_count: pages.pinCount(pfn),
     dirty: pages.isDirty(pfn),
+    needs_writeback: pages.needsWriteback(pfn),
+    swap_slot: host.mm.swap.cache.get(pfn) ?? null,
+    locked_by: host.locks.get(pageLock(pfn))?.holders[0]?.by ?? null,
   };
 }

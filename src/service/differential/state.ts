@@ -6,7 +6,7 @@ import type { Value } from '../../kernel/outcome.ts';
 import { type Container, isGone } from '../../kernel/vfio/container.ts';
 import { mappingsOf, type VfioDma } from '../../kernel/vfio/dma.ts';
 import { blocksOf } from '../../kernel/vfio/notifier-chain.ts';
-import { firstPfn, nextPfn } from '../../kernel/vfio/pfn-list.ts';
+import { firstPfn, nextPfn, type PfnSlab } from '../../kernel/vfio/pfn-list.ts';
 import { listFrames } from '../../kernel/view/tasks.ts';
 import { MAX_COMPARED_RECORDS } from '../limits.ts';
 
@@ -19,6 +19,8 @@ export interface StateDifference {
 }
 
 const PAGES_AT_A_TIME = 1000;
+/** Records, or mappings, between two places to rest. */
+const RECORDS_AT_A_TIME = 1000;
 
 function* unequal(what: string, subject: string, a: Value, b: Value): Generator<StateDifference> {
   if (a !== b) yield { what, subject, values: [a, b] };
@@ -108,10 +110,9 @@ export function* differingAtEnd(a: Host, b: Host): Generator<StateDifference | n
 }
 
 function* differingMappings(a: Host, b: Host, id: string): Generator<StateDifference | null> {
-  const [first, second] = [mappingsIn(a, id), mappingsIn(b, id)];
-  const keys = new Set([...first.keys(), ...second.keys()]);
+  const [first, second] = [yield* mappingsIn(a, id), yield* mappingsIn(b, id)];
   let records = 0;
-  for (const key of keys) {
+  for (const key of new Set([...first.keys(), ...second.keys()])) {
     const subject = `container ${id} mapping ${key}`;
     const [one, other] = [first.get(key), second.get(key)];
     yield* unequal('mapping', subject, one !== undefined, other !== undefined);
@@ -125,28 +126,53 @@ function* differingMappings(a: Host, b: Host, id: string): Generator<StateDiffer
   }
 }
 
-function mappingsIn(host: Host, id: string): Map<string, VfioDma> {
+function* mappingsIn(host: Host, id: string): Generator<null, Map<string, VfioDma>> {
   const container: Container | undefined = host.vfio.containers.get(id);
   const iommu = container === undefined || isGone(container) ? null : container.iommu;
   const found = new Map<string, VfioDma>();
   if (iommu !== null)
-    for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list))
+    for (const dma of mappingsOf(host.vfio.dmas, iommu.dma_list)) {
       found.set(`${hex(addressOf(dma.iova))} size ${hex(sizeOf(dma.npage))}`, dma);
+      if (found.size % RECORDS_AT_A_TIME === 0) yield null;
+    }
   return found;
 }
 
-function* differingRecords(a: Host, b: Host, one: VfioDma, other: VfioDma, where: string): Generator<StateDifference> {
-  const [first, second] = [recordsOf(a, one), recordsOf(b, other)];
-  for (const iova of new Set([...first.keys(), ...second.keys()]))
-    yield* unequal('record', `${where} iova ${iova}`, first.get(iova) ?? null, second.get(iova) ?? null);
+/** Both lists are in the order of their iovas: the lower one of two that differ is in its list alone. */
+function* differingRecords(
+  a: Host,
+  b: Host,
+  one: VfioDma,
+  other: VfioDma,
+  where: string,
+): Generator<StateDifference | null> {
+  const [first, second] = [a.vfio.pfns, b.vfio.pfns];
+  let slot = firstPfn(first, one.pfn_list);
+  let beside = firstPfn(second, other.pfn_list);
+  for (let seen = 1; slot !== 0 || beside !== 0; seen++) {
+    const order = orderOf(first, slot, second, beside);
+    const [mine, theirs] = [order <= 0 ? slot : 0, order >= 0 ? beside : 0];
+    if (mine === 0 || theirs === 0 || !isSameRecord(first, mine, second, theirs)) {
+      const iova = mine === 0 ? iovaOf(second, theirs) : iovaOf(first, mine);
+      yield* unequal('record', `${where} iova ${iova}`, recordOf(first, mine), recordOf(second, theirs));
+    }
+    if (mine !== 0) slot = nextPfn(first, slot);
+    if (theirs !== 0) beside = nextPfn(second, beside);
+    if (seen % RECORDS_AT_A_TIME === 0) yield null;
+  }
 }
 
-function recordsOf({ vfio: { pfns } }: Host, { pfn_list }: VfioDma): Map<string, string> {
-  const found = new Map<string, string>();
-  for (let slot = firstPfn(pfns, pfn_list); slot !== 0; slot = nextPfn(pfns, slot))
-    found.set(
-      hex(addressOf(pfns.iova(slot)) + BigInt(pfns.offset(slot))),
-      `pfn ${pfns.pfn(slot)}, ref_count ${pfns.ref_count(slot)}`,
-    );
-  return found;
+/** Of two records by iova; where a list is at its end, the other one's comes first. */
+function orderOf(first: PfnSlab, slot: number, second: PfnSlab, beside: number): number {
+  if (slot === 0) return 1;
+  if (beside === 0) return -1;
+  return first.iova(slot) - second.iova(beside) || first.offset(slot) - second.offset(beside);
 }
+
+const isSameRecord = (first: PfnSlab, slot: number, second: PfnSlab, beside: number): boolean =>
+  first.pfn(slot) === second.pfn(beside) && first.ref_count(slot) === second.ref_count(beside);
+
+const iovaOf = (pfns: PfnSlab, slot: number): string => hex(addressOf(pfns.iova(slot)) + BigInt(pfns.offset(slot)));
+
+const recordOf = (pfns: PfnSlab, slot: number): string | null =>
+  slot === 0 ? null : `pfn ${pfns.pfn(slot)}, ref_count ${pfns.ref_count(slot)}`;

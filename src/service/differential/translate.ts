@@ -46,14 +46,16 @@ export function translate(command: Command, from: Profile, to: Profile): Transla
   }
 }
 
+/** As a driver names its dma_unmap op: neither type nor priority are said of it. */
 function withoutPriority(
   notifier: NotifierSpec,
   same: Translated,
   command: (notifier: NotifierSpec) => Command,
 ): Translated {
-  if (notifier.priority === 0) return same;
+  const { explicit: _, ...op } = notifier;
+  if (notifier.priority === 0) return { ...same, commands: [command(op)] };
   const how = 'without priority: listeners are called in the order in which their devices were opened';
-  return { commands: [command({ ...notifier, priority: 0 })], how };
+  return { commands: [command({ ...op, priority: 0 })], how };
 }
 
 const inRange = (command: Pin, iova: bigint, npage: number): Command => ({

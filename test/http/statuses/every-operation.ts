@@ -4,7 +4,7 @@ import type { Test } from 'tap';
 import { BODY_LIMIT } from '../../../src/http/limits.ts';
 import { Client, exampleBody, startApp } from '../client.ts';
 import type { Operation } from '../validate-response.ts';
-import { client, deadContainer, documents, hasHost, inV1, machine, operations } from './machine.ts';
+import { client, deadContainer, deadHost, documents, hasHost, inV1, machine, operations } from './machine.ts';
 
 export async function everyOperation(t: Test): Promise<void> {
   await t.test('400: every operation refuses an unknown query parameter by name', async (t) => {
@@ -106,7 +106,7 @@ export async function everyOperation(t: Test): Promise<void> {
 
   await t.test('410: whatever changes a dead container', async (t) => {
     const { host, at } = await deadContainer();
-    for (const found of inV1.filter((each) => documents(each, 410))) {
+    for (const found of inV1.filter(({ operation }) => /^Errnos: .*EIO/m.test(operation.description))) {
       const { operationId } = found.operation;
       const path = { notifier: 'n0', notification: 'notification-1' };
       const body = operationId === 'put_device' ? { container: 'vfio0' } : undefined;
@@ -118,5 +118,18 @@ export async function everyOperation(t: Test): Promise<void> {
     t.equal((await client.ask('GET', `${at}/devices/mdev0`)).status, 200);
     const { body } = await client.ask('GET', `${at}/dmesg`);
     t.ok((body.items as { kind: string }[]).some(({ kind }) => kind === 'BUG'));
+  });
+
+  await t.test('410: every command on a dead host; GETs work', async (t) => {
+    const { host, at } = await deadHost();
+    for (const found of inV1.filter((each) => documents(each, 410))) {
+      const { operationId } = found.operation;
+      const { status, body } = await client.example(operationId, { host });
+      t.match({ status, body }, { status: 410, body: { errno: 'EIO', ret: -5, hint: /reset/ } }, operationId);
+    }
+    t.match((await client.ask('GET', at)).body, { state: 'dead', dead: { text: /.+/, where: /.+/ } });
+    t.equal((await client.ask('GET', `${at}/mms/mm-1/subscriptions`)).status, 200);
+    t.equal((await client.ask('POST', `${at}/reset`, {})).status, 200);
+    t.equal((await client.ask('POST', `${at}/tasks/qemu/exit`, {})).status, 200);
   });
 }

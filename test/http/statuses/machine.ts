@@ -31,6 +31,16 @@ export async function deadContainer(): Promise<{ host: string; at: string }> {
   return made;
 }
 
+/** A host that died of a BUG of mm: somebody registered for an address space without users. */
+export async function deadHost(): Promise<{ host: string; at: string }> {
+  const made = await machine();
+  const notifier = { kind: 'plain', callbacks: {} };
+  await prepare(made.at, ['POST', '/mms/mm-1/notifiers', { id: 'n1', ...notifier }], ['POST', '/tasks/qemu/exit', {}]);
+  const { status, text } = await client.ask('POST', `${made.at}/mms/mm-1/notifiers`, notifier);
+  if (status !== 410) throw new Error(`the host lives: ${status} ${text}`);
+  return made;
+}
+
 /** A host where an unmap waits for a poll handler. */
 export async function waitingUnmap(): Promise<{ host: string; at: string; unmap: Reply }> {
   const made = await machine({ notifier_timeout_ms: 600_000 });
