@@ -80,6 +80,8 @@ export class Host {
   runnable: ThreadOperation[] = [];
   /** What the opening of new areas takes, before the thread that made them goes on. */
   opened: Step[] = [];
+  /** Steps that threads have taken in this call. */
+  steps = 0;
   /** Operations that this call left stopped, or waiting for a lock. */
   detached: string[] = [];
   /** Counters as the trace has shown them; null: made from the host as it is at the next command. */
@@ -114,6 +116,7 @@ export class Host {
     this.emitted = [];
     this.opened = [];
     this.detached = [];
+    this.steps = 0;
     this.counters ??= countersOf(this);
     this.failing = takeFaults(this.faults, call.command);
     this.vfio.setVersion(this.seq);

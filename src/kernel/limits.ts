@@ -51,6 +51,12 @@ export const KEPT_DMESG = 8192;
 export const KEPT_TRACE = 65536;
 /** Violations of the mmu_notifier contract that are kept for reading. */
 export const KEPT_VIOLATIONS = 8192;
+/** Steps of threads in one command: the largest operation takes a few for each of its pages; more is a defect of ours. */
+export const MAX_STEPS = 2 ** 23;
+/** Locks that a task keeps at one time (MAX_LOCK_DEPTH of lockdep). */
+export const MAX_LOCK_DEPTH = 48;
+/** Orders of lock classes that lockdep notes; every search goes through all of them. The kernel's own bound is 32768. */
+export const MAX_LOCKDEP_ENTRIES = 4096;
 /** Virtual machines of a host. */
 export const MAX_VMS = 256;
 /** vhost devices of a host, and virtqueues of one. */

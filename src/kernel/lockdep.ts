@@ -1,6 +1,7 @@
 // Models what lockdep knows: in which order classes of locks have been taken, and which orders contradict each other.
 
-import type { Host } from './host.ts';
+import { type Host, printk } from './host.ts';
+import { MAX_LOCKDEP_ENTRIES } from './limits.ts';
 import { callbacksOf, inAtomic, type LockId, type LockMode, lockClass, locksOf } from './lock.ts';
 import type { CallbackName } from './mm/mmu-notifier/subscriptions.ts';
 import type { ThreadOperation } from './thread.ts';
@@ -121,6 +122,12 @@ function noteOrder(host: Host, operation: ThreadOperation, taken: string): void 
     if (held === taken) continue;
     const key = `${held}>${taken}`;
     if (edges.has(key)) continue;
+    if (edges.size >= MAX_LOCKDEP_ENTRIES) {
+      const text = `lockdep: MAX_LOCKDEP_ENTRIES (${MAX_LOCKDEP_ENTRIES}) orders of locks are known, new ones are not noted`;
+      if (!host.mm.warned.has(text)) printk(host, 'warning', text);
+      host.mm.warned.add(text);
+      break;
+    }
     const edge = { held, taken, path: whereabouts(host, operation), seq: host.seq };
     edges.set(key, edge);
     const back = wayBetween(edges, taken, held);

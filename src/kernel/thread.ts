@@ -3,6 +3,7 @@
 
 import { Errno, type ErrnoExtra, type ErrnoName } from './errno.ts';
 import { type Host, trace } from './host.ts';
+import { MAX_STEPS } from './limits.ts';
 import { type HeldLock, stopWaiting } from './lock.ts';
 import type { CallbackFrame } from './mm/mmu-notifier/call.ts';
 import {
@@ -151,6 +152,8 @@ function runThread(host: Host, operation: ThreadOperation): void {
       return;
     }
     if (thread.error !== null && step.cleanup !== true) continue;
+    if (++host.steps > MAX_STEPS)
+      throw new Error(`${operation.id} and what it woke took ${MAX_STEPS} steps: a livelock`);
     try {
       performStep(host, operation, step);
     } catch (error) {

@@ -257,7 +257,7 @@ const lock = describe({
       example: { ret: 0, seq: 31 },
     },
   ],
-  refusals: ['EINVAL', 'EINTR', 'ESRCH', 'EDEADLK', 'EBUSY'],
+  refusals: ['EINVAL', 'EINTR', 'ESRCH', 'ENOSPC', 'EDEADLK', 'EBUSY'],
   refusalExample: { errno: 'EINVAL', detail: 'lock: page 7 is not in use, or has no lock of its own' },
 });
 

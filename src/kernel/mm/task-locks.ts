@@ -3,6 +3,7 @@
 import type { Command } from '../command.ts';
 import { Errno } from '../errno.ts';
 import { type Host, splat, trace } from '../host.ts';
+import { MAX_LOCK_DEPTH } from '../limits.ts';
 import { keepLocks, type LockId, releaseHolder } from '../lock.ts';
 import type { Done } from '../outcome.ts';
 import type { Handlers } from '../steps.ts';
@@ -41,11 +42,14 @@ function requireTaskLock(host: Host, lock: LockId): void {
 
 /**
  * A task takes a lock and keeps it until it releases it or exits; whoever locks a page has a reference of it.
- * EINVAL: no such lock. ESRCH: the task has exited. EDEADLK: it would wait for itself.
+ * ESRCH: the task has exited. EINVAL: no such lock. ENOSPC: MAX_LOCK_DEPTH. EDEADLK: it would wait for itself.
  */
 export function lockByTask(host: Host, { task, lock, stop_at }: Extract<Command, { op: 'lock' }>): Done {
   requireMm(host, task);
   requireTaskLock(host, lock);
+  const { length } = getTask(host, task).locks;
+  if (length >= MAX_LOCK_DEPTH)
+    throw new Errno('ENOSPC', `lock: task '${task}' holds ${length} locks, the most it can (${MAX_LOCK_DEPTH})`);
   const pfn = pfnOf(lock);
   return runOperation(
     host,
