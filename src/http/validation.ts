@@ -100,10 +100,13 @@ function settleUnions(errors: ErrorObject[]): ErrorObject[] {
 
 function meantBranch(branches: ErrorObject[][], union: ErrorObject): ErrorObject[] {
   const depth = union.instancePath.split('/').length;
+  const isOfAnother = (error: ErrorObject): boolean =>
+    error.keyword === 'const' && error.instancePath.split('/').length <= depth + 1;
+  const named = branches.filter((branch) => !branch.some(isOfAnother));
   const isOther = (error: ErrorObject): boolean =>
     (error.keyword === 'type' && error.instancePath === union.instancePath) ||
-    (error.instancePath.split('/').length <= depth + 1 &&
-      (error.keyword === 'const' || (error.keyword === 'enum' && isTakenElsewhere(error, branches))));
+    isOfAnother(error) ||
+    (error.keyword === 'enum' && error.instancePath.split('/').length <= depth + 1 && isTakenElsewhere(error, named));
   const meant = branches.filter((branch) => !branch.some(isOther));
   if (meant.length > 0) {
     const least = Math.min(...meant.map((branch) => distance(branch, union)));
