@@ -65,6 +65,17 @@ for (const profile of ['5.4', '5.8', '5.15', '6.18'])
     },
   );
 
+for (const profile of ['5.4', '5.8', '5.15'])
+  t.test(`ksm_merge (${profile}): change_pte comes before the new entry is set, in both steps`, async (t) => {
+    const m = merged(profile);
+    m.watch('A', 'C', ['change_pte']);
+    m.mark();
+    merge(m, 2, 0);
+    const order = m.trace('notify', 'pte').map(({ callback, change }) => callback ?? change);
+    const step = ['clear', 'change_pte', 'set'];
+    t.strictSame(order, [...step, ...step]);
+  });
+
 for (const profile of ['5.8', '5.15', '6.18'])
   t.test(
     `A-7 (${profile}): KSM merge of a pinned page is EFAULT after exactly one CLEAR pair; the entry stays writable`,

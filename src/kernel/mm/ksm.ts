@@ -40,6 +40,8 @@ export type KsmStep =
   | { do: 'ksm_locked'; at: Found; kpage: number | null; cleanup?: true }
   | { do: 'ksm_write_protect'; at: Found; cleanup?: true }
   | { do: 'ksm_protect'; cleared: number; at: Found; flags: number; cleanup?: true }
+  /** Both entries are set after change_pte, whose callbacks find none (set_pte_at_notify). */
+  | { do: 'ksm_protect_set'; cleared: number; at: Found; flags: number; cleanup?: true }
   | { do: 'ksm_protected'; at: Found; kpage: number | null; cleanup?: true }
   | { do: 'ksm_replace'; at: Found; kpage: number; cleanup?: true }
   | { do: 'ksm_replace_set'; cleared: number; at: Found; kpage: number; cleanup?: true }
@@ -170,17 +172,20 @@ export const ksmSteps: Handlers<KsmStep> = {
   /** Only now, when no entry lets a new reference in, are those that exist counted: mappings, the scanner's, the swap cache's. */
   ksm_protect(host, operation, { at, flags }) {
     const { pages } = host.mm;
-    const mm = anyMm(host, at.mm);
     const expected = pages.mapcount(at.pfn) + 1 + Number(inSwapCache(host, at.pfn));
     const alone = pages.refcount(at.pfn) === expected;
     const entry = alone ? flags & ~(PTE_WRITE | PTE_DIRTY | PTE_ANON_EXCLUSIVE) : flags;
     if (alone && (flags & PTE_DIRTY) !== 0) pages.setPteDirty(at.pfn, host.seq);
-    setPte(host, mm, at.page, at.pfn, entry);
-    tracePte(host, operation, at.page, 'set', at.pfn);
     pushSteps(operation, [
       ...(alone ? [{ do: 'change_pte', mm: at.mm, page: at.page, pfn: at.pfn } as const] : []),
+      { do: 'ksm_protect_set', cleared: at.pfn, at, flags: entry, cleanup: true },
       { do: 'phase', phase: 'after_pte_set' },
     ]);
+  },
+
+  ksm_protect_set(host, operation, { at, flags }) {
+    setPte(host, anyMm(host, at.mm), at.page, at.pfn, flags);
+    tracePte(host, operation, at.page, 'set', at.pfn);
   },
 
   ksm_protected(host, operation, { at, kpage }) {
@@ -202,8 +207,8 @@ export const ksmSteps: Handlers<KsmStep> = {
     clearPteAt(host, operation, anyMm(host, at.mm), at.page);
     pushSteps(operation, [
       { do: 'phase', phase: 'after_pte_clear' },
-      { do: 'ksm_replace_set', cleared: at.pfn, at, kpage },
       { do: 'change_pte', mm: at.mm, page: at.page, pfn: kpage },
+      { do: 'ksm_replace_set', cleared: at.pfn, at, kpage, cleanup: true },
       { do: 'phase', phase: 'after_pte_set' },
     ]);
   },
