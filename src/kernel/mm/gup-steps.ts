@@ -147,7 +147,7 @@ function requireOneKind(host: Host, flags: number): void {
 function faultFlags(flags: number): number {
   let fault = FAULT_FLAG_DEFAULT;
   if ((flags & FOLL_REMOTE) !== 0) fault |= FAULT_FLAG_REMOTE;
-  if ((flags & FOLL_NOWAIT) !== 0) fault = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_RETRY_NOWAIT;
+  if ((flags & FOLL_NOWAIT) !== 0) fault |= FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_RETRY_NOWAIT;
   if ((flags & FOLL_TRIED) !== 0) fault |= FAULT_FLAG_TRIED;
   return fault;
 }
