@@ -53,8 +53,8 @@ export const KEPT_TRACE = 65536;
 export const KEPT_VIOLATIONS = 8192;
 /** Steps of threads in one command: the largest operation takes a few for each of its pages; more is a defect of ours. */
 export const MAX_STEPS = 2 ** 23;
-/** Locks that a task keeps at one time (MAX_LOCK_DEPTH of lockdep). */
-export const MAX_LOCK_DEPTH = 48;
+/** Locks that a task keeps at one time: pages of a batch, and what a driver holds beside them. */
+export const MAX_TASK_LOCKS = 256;
 /** Orders of lock classes that lockdep notes; every search goes through all of them. The kernel's own bound is 32768. */
 export const MAX_LOCKDEP_ENTRIES = 4096;
 /** Virtual machines of a host. */

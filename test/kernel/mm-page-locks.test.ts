@@ -3,7 +3,7 @@
 import t from 'tap';
 import type { HostOptions } from '../../src/kernel/command.ts';
 import { violations } from '../../src/kernel/invariants.ts';
-import { MAX_LOCK_DEPTH, MAX_LOCKDEP_ENTRIES } from '../../src/kernel/limits.ts';
+import { MAX_LOCKDEP_ENTRIES, MAX_TASK_LOCKS } from '../../src/kernel/limits.ts';
 import { rmapLocks, rmapOf } from '../../src/kernel/mm/rmap.ts';
 import { restoreHost, sections } from '../../src/kernel/snapshot.ts';
 import { decode, encode } from '../../src/service/codec.ts';
@@ -28,9 +28,9 @@ t.test('lock: held until the task releases it; others wait in order of arrival',
   t.equal(m.host.locks.size, 0);
 });
 
-t.test('lock: a task keeps at most MAX_LOCK_DEPTH locks, ENOSPC', async (t) => {
+t.test('lock: a task keeps at most MAX_TASK_LOCKS locks, ENOSPC', async (t) => {
   const m = pageMachine('5.15', ['A']);
-  for (let i = 0; i < MAX_LOCK_DEPTH; i++) m.run({ op: 'lock', task: 'A', lock: `mutex:m${i}` });
+  for (let i = 0; i < MAX_TASK_LOCKS; i++) m.run({ op: 'lock', task: 'A', lock: `mutex:m${i}` });
   t.equal(m.run({ op: 'lock', task: 'A', lock: 'mutex:one-more' }).refusal?.errno, 'ENOSPC');
   m.run({ op: 'unlock', task: 'A', lock: 'mutex:m0' });
   t.equal(m.run({ op: 'lock', task: 'A', lock: 'mutex:one-more' }).ret, 0);
@@ -40,8 +40,8 @@ t.test('lockdep: notes at most MAX_LOCKDEP_ENTRIES orders, and says once that it
   const m = pageMachine('5.15', ['A']);
   const { lockdep, dmesg } = m.host;
   for (let round = 0; lockdep.edges.size < MAX_LOCKDEP_ENTRIES && round < 10; round++) {
-    for (let i = 0; i < MAX_LOCK_DEPTH; i++) m.run({ op: 'lock', task: 'A', lock: `mutex:m${round}-${i}` });
-    for (let i = 0; i < MAX_LOCK_DEPTH; i++) m.run({ op: 'unlock', task: 'A', lock: `mutex:m${round}-${i}` });
+    for (let i = 0; i < MAX_TASK_LOCKS; i++) m.run({ op: 'lock', task: 'A', lock: `mutex:m${round}-${i}` });
+    for (let i = 0; i < MAX_TASK_LOCKS; i++) m.run({ op: 'unlock', task: 'A', lock: `mutex:m${round}-${i}` });
   }
   t.equal(lockdep.edges.size, MAX_LOCKDEP_ENTRIES);
   const said = dmesg.since(0, 10_000).items.filter(({ text }) => text.includes('MAX_LOCKDEP_ENTRIES'));

@@ -3,7 +3,7 @@
 import type { Command } from '../command.ts';
 import { Errno } from '../errno.ts';
 import { type Host, splat, trace } from '../host.ts';
-import { MAX_LOCK_DEPTH } from '../limits.ts';
+import { MAX_TASK_LOCKS } from '../limits.ts';
 import { keepLocks, type LockId, releaseHolder } from '../lock.ts';
 import type { Done } from '../outcome.ts';
 import type { Handlers } from '../steps.ts';
@@ -42,14 +42,14 @@ function requireTaskLock(host: Host, lock: LockId): void {
 
 /**
  * A task takes a lock and keeps it until it releases it or exits; whoever locks a page has a reference of it.
- * ESRCH: the task has exited. EINVAL: no such lock. ENOSPC: MAX_LOCK_DEPTH. EDEADLK: it would wait for itself.
+ * ESRCH: the task has exited. EINVAL: no such lock. ENOSPC: MAX_TASK_LOCKS. EDEADLK: it would wait for itself.
  */
 export function lockByTask(host: Host, { task, lock, stop_at }: Extract<Command, { op: 'lock' }>): Done {
   requireMm(host, task);
   requireTaskLock(host, lock);
   const { length } = getTask(host, task).locks;
-  if (length >= MAX_LOCK_DEPTH)
-    throw new Errno('ENOSPC', `lock: task '${task}' holds ${length} locks, the most it can (${MAX_LOCK_DEPTH})`);
+  if (length >= MAX_TASK_LOCKS)
+    throw new Errno('ENOSPC', `lock: task '${task}' holds ${length} locks, the most it can (${MAX_TASK_LOCKS})`);
   const pfn = pfnOf(lock);
   return runOperation(
     host,
