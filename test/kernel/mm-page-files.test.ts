@@ -112,6 +112,30 @@ t.test('truncate: a page that is mapped again between two passes gets an event o
   t.strictSame(later.pairs(), ['mm-2 CLEAR 4-8', 'mm-1 CLEAR 4-8', 'mm-2 CLEAR 4-8']);
 });
 
+t.test('punch_hole and truncate look at the cache of a file a few times, not once for each of its pages', async (t) => {
+  const PAGES = 10_000;
+  for (const op of ['punch_hole', 'truncate'] as const) {
+    const m = pageMachine();
+    m.run({ op: 'put_file', file: 'f', size: bytes(PAGES) });
+    m.file('A', 0, PAGES, 'f');
+    m.run({ op: 'gup', task: 'A', addr: at(0), npage: PAGES, flags: 4, gup: 'g' });
+    m.run({ op: 'put_gup', gup: 'g', dirty: 'no' });
+    const pages = m.host.mm.files.get('f')?.pages as Map<number, number>;
+    t.equal(pages.size, PAGES);
+    let looks = 0;
+    pages.keys = () => {
+      looks++;
+      return Map.prototype.keys.call(pages);
+    };
+    const gone =
+      op === 'truncate'
+        ? m.run({ op, file: 'f', size: 0n })
+        : m.run({ op, file: 'f', offset: 0n, length: bytes(PAGES) });
+    t.strictSame([gone.ret, pages.size], [0, 0], op);
+    t.equal(looks, 4, `${op}: 4096 pages at a time, and that none is left`);
+  }
+});
+
 t.test('punch_hole: a page that is mapped again before it goes gets an event of its own', async (t) => {
   const m = pageMachine();
   m.run({ op: 'put_file', file: 'f', size: bytes(8) });

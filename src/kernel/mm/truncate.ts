@@ -46,10 +46,15 @@ export type TruncateStep =
   | { do: 'zero_partial'; file: string; index: number; from: number; to: number; cleanup?: true }
   | { do: 'zero_locked'; file: string; index: number; from: number; to: number; cleanup?: true }
   | { do: 'truncate_pages'; hole: Hole; cleanup?: true }
+  /** found[at] and what follows it: indices that were cached when they were looked up, ascending. */
+  | { do: 'truncate_found'; hole: Hole; found: readonly number[]; at: number; cleanup?: true }
   | { do: 'truncate_page'; file: string; index: number; pfn: number; cleanup?: true }
   | { do: 'delete_from_page_cache'; file: string; index: number; cleanup?: true };
 
 export const iRwsem = (file: string): LockId => `i_rwsem:${file}`;
+
+/** Pages that one look at the cache finds: each look goes through all of the file's pages. */
+const LOOKUP_PAGES = 4096;
 
 const LAST = Number(MAX_LFS_FILESIZE >> 12n) + 1;
 
@@ -207,7 +212,7 @@ export const truncateSteps: Handlers<TruncateStep> = {
     host.mm.pages.setPteDirty(pfn, host.seq);
   },
 
-  /** One page after the other, by index; the thread holds its reference while it waits for its lock. */
+  /** The first pages of the hole, by index, and then again until it has none. */
   truncate_pages(host, operation, { hole }) {
     const file = getFile(host, hole.file);
     for (const index of file.stored.keys())
@@ -215,17 +220,31 @@ export const truncateSteps: Handlers<TruncateStep> = {
         file.stored.delete(index);
         file.version = host.seq;
       }
-    let next = Number.POSITIVE_INFINITY;
-    for (const index of file.pages.keys()) if (index >= hole.first && index < hole.end && index < next) next = index;
-    const pfn = file.pages.get(next);
-    if (pfn === undefined) return;
+    const cached: number[] = [];
+    for (const index of file.pages.keys()) if (index >= hole.first && index < hole.end) cached.push(index);
+    if (cached.length === 0) return;
+    const found = cached.sort((a, b) => a - b).slice(0, LOOKUP_PAGES);
+    pushSteps(operation, [
+      { do: 'truncate_found', hole, found, at: 0 },
+      { do: 'truncate_pages', hole: { ...hole } },
+    ]);
+  },
+
+  /** One page after the other; the thread holds its reference while it waits for its lock. */
+  truncate_found(host, operation, { hole, found, at: start }) {
+    const { pages } = getFile(host, hole.file);
+    let at = start;
+    while (at < found.length && !pages.has(found[at] as number)) at++;
+    const index = found[at];
+    const pfn = index === undefined ? undefined : pages.get(index);
+    if (index === undefined || pfn === undefined) return;
     pushSteps(operation, [
       { do: 'get_page', pfn },
       { do: 'lock', lock: pageLock(pfn), mode: 'W' },
-      { do: 'truncate_page', file: hole.file, index: next, pfn },
+      { do: 'truncate_page', file: hole.file, index, pfn },
       { do: 'unlock', lock: pageLock(pfn), cleanup: true },
       { do: 'put_page', pfn, cleanup: true },
-      { do: 'truncate_pages', hole: { ...hole } },
+      { do: 'truncate_found', hole, found, at: at + 1 },
     ]);
   },
 
