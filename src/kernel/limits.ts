@@ -51,8 +51,8 @@ export const KEPT_DMESG = 8192;
 export const KEPT_TRACE = 65536;
 /** Violations of the mmu_notifier contract that are kept for reading. */
 export const KEPT_VIOLATIONS = 8192;
-/** Steps of threads in one command: the largest operation takes a few for each of its pages; more is a defect of ours. */
-export const MAX_STEPS = 2 ** 23;
+/** Steps of threads in one command: far beyond the largest operation with many notifiers; more is a livelock, a defect of ours. */
+export const MAX_STEPS = 2 ** 26;
 /** Locks that a task keeps at one time: pages of a batch, and what a driver holds beside them. */
 export const MAX_TASK_LOCKS = 256;
 /** Orders of lock classes that lockdep notes; every search goes through all of them. The kernel's own bound is 32768. */
